@@ -1,0 +1,137 @@
+//! JSON values of callers: what may be kept, and how they are changed.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::text::refuse_nul;
+
+/// The deepest nesting of a JSON document that is accepted.
+pub const MAX_DEPTH: usize = 32;
+
+/// A JSON object of at most `MAX` bytes of JSON text, without U+0000.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
+pub struct JsonObject<const MAX: usize>(Map<String, Value>);
+
+/// What a caller attaches to a session or a turn: at most 16 KiB.
+pub type Metadata = JsonObject<{ 16 * 1024 }>;
+
+impl<const MAX: usize> JsonObject<MAX> {
+    pub fn as_map(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
+    /// The object after a merge patch (RFC 7396); fails if it has grown too large.
+    pub fn merged(self, patch: &Map<String, Value>) -> Result<Self, String> {
+        let mut object = Value::Object(self.0);
+        json_patch::merge(&mut object, &Value::Object(patch.clone()));
+        match object {
+            Value::Object(map) => map.try_into(),
+            // A patch that is an object makes an object of anything.
+            _ => Err("must be an object".to_owned()),
+        }
+    }
+
+    /// The JSON text that is stored.
+    pub fn to_text(&self) -> String {
+        Value::Object(self.0.clone()).to_string()
+    }
+}
+
+impl<const MAX: usize> TryFrom<Map<String, Value>> for JsonObject<MAX> {
+    type Error = String;
+
+    fn try_from(map: Map<String, Value>) -> Result<Self, String> {
+        map.iter().try_for_each(|(key, value)| refuse_nul(key).and_then(|()| refuse_nul_in(value)))?;
+        let object = Self(map);
+        if object.to_text().len() > MAX {
+            return Err(format!("must be at most {MAX} bytes of JSON"));
+        }
+        Ok(object)
+    }
+}
+
+/// Reads what the store holds.
+impl<const MAX: usize> TryFrom<String> for JsonObject<MAX> {
+    type Error = serde_json::Error;
+
+    fn try_from(text: String) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(&text).map(Self)
+    }
+}
+
+fn refuse_nul_in(value: &Value) -> Result<(), String> {
+    match value {
+        Value::String(text) => refuse_nul(text),
+        Value::Array(items) => items.iter().try_for_each(refuse_nul_in),
+        Value::Object(map) => {
+            map.iter().try_for_each(|(key, value)| refuse_nul(key).and_then(|()| refuse_nul_in(value)))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
+    }
+}
+
+/// Whether a JSON text nests deeper than [`MAX_DEPTH`], told without building it.
+pub fn is_too_deep(json: &[u8]) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn metadata(value: Value) -> Result<Metadata, String> {
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_merge_patch_sets_replaces_and_removes() {
+        let before = metadata(json!({"a": 1, "b": {"c": 2, "d": 3}})).unwrap();
+        let patch = json!({"a": null, "b": {"c": null, "e": [4]}, "f": 5});
+        let after = before.merged(patch.as_object().unwrap()).unwrap();
+        assert_eq!(Value::Object(after.0), json!({"b": {"d": 3, "e": [4]}, "f": 5}));
+    }
+
+    #[test]
+    fn a_patch_may_not_grow_an_object_past_its_limit() {
+        let before = metadata(json!({"a": "x".repeat(10_000)})).unwrap();
+        let patch = json!({"b": "x".repeat(10_000)});
+        assert!(before.merged(patch.as_object().unwrap()).unwrap_err().contains("16384 bytes"));
+    }
+
+    #[test]
+    fn u_0000_is_refused_wherever_it_stands() {
+        for value in
+            [json!({"a": "\0"}), json!({"\0": 1}), json!({"a": [{"b": "x\0"}]}), json!({"a": {"\0": 1}})]
+        {
+            assert!(metadata(value.clone()).unwrap_err().contains("U+0000"), "{value}");
+        }
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
+        assert!(!is_too_deep(nested(32).as_bytes()));
+        assert!(is_too_deep(nested(33).as_bytes()));
+        assert!(!is_too_deep(format!("{:?}", "[".repeat(100)).as_bytes()));
+        assert!(is_too_deep(format!("[\"\\\"\", {}]", nested(32)).as_bytes()));
+    }
+}

@@ -1,0 +1,13 @@
+//! The words of the product: plain values and rules, without I/O. Uses nothing else of ours.
+
+pub mod caller;
+pub mod clock;
+pub mod ids;
+pub mod json;
+pub mod memory;
+pub mod page;
+pub mod prompt;
+pub mod session;
+pub mod text;
+pub mod tokens;
+pub mod turn;

@@ -1,0 +1,7 @@
+//! ATLUS keeps conversation sessions in SQL and talks to any OpenAI-compatible model.
+//!
+//! The map; `ARCHITECTURE.md` has the roads. Modules use those below them, never those above.
+
+/// HTTP, one file per resource.
+/// Plain words, without I/O.
+pub mod domain;
