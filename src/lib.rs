@@ -3,5 +3,7 @@
 //! The map; `ARCHITECTURE.md` has the roads. Modules use those below them, never those above.
 
 /// HTTP, one file per resource.
+/// All SQL.
+pub mod store;
 /// Plain words, without I/O.
 pub mod domain;

@@ -1,0 +1,442 @@
+//! One SQL text, two databases.
+//!
+//! [`Db::read`] and [`Tx::sql`] start a [`Statement`], [`Statement::bind`] adds values, and `run`, `optional`,
+//! `one` or `all` send it. Bounds sit on the value and row types ([`Value`], [`Record`]), so store functions
+//! carry no generics and are compiled once; the pools hide behind trait objects, which keeps the compiler from
+//! walking both drivers' internals for every async function.
+//!
+//! Writing needs a [`Tx`]: on SQLite there is one connection that writes and several that only read.
+
+use std::{borrow::Cow, future::ready, io, pin::Pin, sync::Arc, time::Duration};
+
+use sqlx::{
+    Arguments, AssertSqlSafe, Database, Encode, Executor, FromRow, IntoArguments, Pool, Postgres, SqlSafeStr,
+    SqlStr, Sqlite, Type,
+    pool::PoolConnection,
+    postgres::{PgArguments, PgRow},
+    sqlite::{SqliteArguments, SqliteRow},
+};
+
+use crate::domain::clock::Timestamp;
+
+pub type Result<T, E = sqlx::Error> = std::result::Result<T, E>;
+type BoxFuture<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
+
+/// A Rust value that both databases can store.
+pub trait Value:
+    for<'q> Encode<'q, Sqlite> + Type<Sqlite> + for<'q> Encode<'q, Postgres> + Type<Postgres>
+{
+}
+impl<T> Value for T where
+    T: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + for<'q> Encode<'q, Postgres> + Type<Postgres>
+{
+}
+
+/// A row that both databases can return; deriving [`sqlx::FromRow`] is enough.
+pub trait Record: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> {}
+impl<T> Record for T where T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> {}
+
+enum Args {
+    Sqlite(SqliteArguments),
+    Postgres(PgArguments),
+}
+
+enum Row {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl Row {
+    fn read<R: Record>(&self) -> Result<R> {
+        match self {
+            Self::Sqlite(row) => R::from_row(row),
+            Self::Postgres(row) => R::from_row(row),
+        }
+    }
+}
+
+/// An open database; cheap to clone.
+#[derive(Clone)]
+pub struct Db(Arc<dyn Driver>);
+
+/// A transaction that may write. Dropping it undoes everything, by closing its connection.
+pub struct Tx(Box<dyn TxDriver>);
+
+impl Db {
+    /// A database whose statements are given up after `deadline` on our side, whatever the server does.
+    pub fn sqlite(readers: Pool<Sqlite>, writer: Pool<Sqlite>, deadline: Duration) -> Self {
+        Self(Arc::new(Pools { readers, writers: writer, deadline }))
+    }
+
+    /// See [`Db::sqlite`].
+    pub fn postgres(pool: Pool<Postgres>, deadline: Duration) -> Self {
+        Self(Arc::new(Pools { readers: pool.clone(), writers: pool, deadline }))
+    }
+
+    /// Starts a statement that reads, and that both databases read the same way. Placeholders are `$1`, `$2`, …
+    pub fn read(&self, text: &'static str) -> Statement<'_> {
+        Statement { text: Cow::Borrowed(text), args: self.0.args(), on: On::Pool(&*self.0), error: None }
+    }
+
+    /// Starts a reading statement that the two databases spell differently.
+    pub fn read_each(&self, sqlite: &'static str, postgres: &'static str) -> Statement<'_> {
+        self.read(self.0.args().pick(sqlite, postgres))
+    }
+
+    /// `BEGIN IMMEDIATE` on SQLite: two writers queue instead of failing half-way.
+    pub async fn begin(&self) -> Result<Tx> {
+        self.0.begin().await
+    }
+
+    /// The database's own clock, by which leases are judged whatever the servers' clocks say.
+    pub async fn clock(&self) -> Result<Timestamp> {
+        let (now,) = self.read_each(SQLITE_CLOCK, POSTGRES_CLOCK).one().await?;
+        Ok(now)
+    }
+
+    /// Waits for statements under way, then closes every connection.
+    pub async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+const SQLITE_CLOCK: &str = "SELECT CAST(round(unixepoch('subsec') * 1000) AS INTEGER)";
+const POSTGRES_CLOCK: &str = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
+
+impl Tx {
+    pub fn sql(&mut self, text: &'static str) -> Statement<'_> {
+        Statement { text: Cow::Borrowed(text), args: self.0.args(), on: On::Tx(&mut *self.0), error: None }
+    }
+
+    pub fn sql_each(&mut self, sqlite: &'static str, postgres: &'static str) -> Statement<'_> {
+        self.sql(self.0.args().pick(sqlite, postgres))
+    }
+
+    /// See [`Db::clock`].
+    pub async fn clock(&mut self) -> Result<Timestamp> {
+        let (now,) = self.sql_each(SQLITE_CLOCK, POSTGRES_CLOCK).one().await?;
+        Ok(now)
+    }
+
+    pub async fn commit(self) -> Result<()> {
+        self.0.end("COMMIT").await
+    }
+
+    pub async fn rollback(self) -> Result<()> {
+        self.0.end("ROLLBACK").await
+    }
+}
+
+enum On<'c> {
+    Pool(&'c dyn Driver),
+    Tx(&'c mut dyn TxDriver),
+}
+
+/// A statement under construction.
+#[must_use = "a statement does nothing until it is sent"]
+pub struct Statement<'c> {
+    text: Cow<'static, str>,
+    args: Args,
+    on: On<'c>,
+    error: Option<sqlx::Error>,
+}
+
+impl<'c> Statement<'c> {
+    /// Binds the next placeholder.
+    pub fn bind(mut self, value: impl Value) -> Self {
+        if let Err(error) = self.args.add(value) {
+            self.error.get_or_insert(sqlx::Error::Encode(error));
+        }
+        self
+    }
+
+    /// Appends SQL. The text is `'static`, so a caller's value cannot be pasted into it.
+    pub fn push(mut self, text: &'static str) -> Self {
+        self.text.to_mut().push_str(text);
+        self
+    }
+
+    /// Appends SQL that the two databases spell differently.
+    pub fn push_each(self, sqlite: &'static str, postgres: &'static str) -> Self {
+        let text = self.args.pick(sqlite, postgres);
+        self.push(text)
+    }
+
+    /// Appends the next placeholder and binds it.
+    pub fn push_bind(mut self, value: impl Value) -> Self {
+        let placeholder = format!("${}", self.args.len() + 1);
+        self.text.to_mut().push_str(&placeholder);
+        self.bind(value)
+    }
+
+    /// Appends SQL and a bound value where there is a value.
+    pub fn push_some<T: Value>(self, text: &'static str, value: Option<T>) -> Self {
+        match value {
+            Some(value) => self.push(text).push_bind(value),
+            None => self,
+        }
+    }
+
+    /// Sends it; how many rows changed.
+    pub fn run(self) -> BoxFuture<'c, u64> {
+        match (self.error, self.on) {
+            (Some(error), _) => Box::pin(ready(Err(error))),
+            (None, On::Pool(on)) => on.execute(safe(self.text), self.args),
+            (None, On::Tx(on)) => on.execute(safe(self.text), self.args),
+        }
+    }
+
+    /// Sends it; every row.
+    pub fn all<R: Record>(self) -> impl Future<Output = Result<Vec<R>>> + Send + use<'c, R> {
+        let rows = self.rows();
+        async move { rows.await?.iter().map(Row::read).collect() }
+    }
+
+    /// Sends it; the first row, if any.
+    pub fn optional<R: Record>(self) -> impl Future<Output = Result<Option<R>>> + Send + use<'c, R> {
+        let rows = self.rows();
+        async move { rows.await?.first().map(Row::read).transpose() }
+    }
+
+    /// Sends it; the first row. Fails with [`sqlx::Error::RowNotFound`] where there is none.
+    pub fn one<R: Record>(self) -> impl Future<Output = Result<R>> + Send + use<'c, R> {
+        let row = self.optional();
+        async move { row.await?.ok_or(sqlx::Error::RowNotFound) }
+    }
+
+    fn rows(self) -> BoxFuture<'c, Vec<Row>> {
+        match (self.error, self.on) {
+            (Some(error), _) => Box::pin(ready(Err(error))),
+            (None, On::Pool(on)) => on.fetch(safe(self.text), self.args),
+            (None, On::Tx(on)) => on.fetch(safe(self.text), self.args),
+        }
+    }
+}
+
+/// Texts are built from `'static` pieces and placeholders only; see [`Statement::push`].
+fn safe(text: Cow<'static, str>) -> SqlStr {
+    match text {
+        Cow::Borrowed(text) => text.into_sql_str(),
+        Cow::Owned(text) => AssertSqlSafe(text).into_sql_str(),
+    }
+}
+
+impl Args {
+    fn len(&self) -> usize {
+        match self {
+            Self::Sqlite(args) => args.len(),
+            Self::Postgres(args) => args.len(),
+        }
+    }
+
+    fn add(&mut self, value: impl Value) -> std::result::Result<(), sqlx::error::BoxDynError> {
+        match self {
+            Self::Sqlite(args) => args.add(value),
+            Self::Postgres(args) => args.add(value),
+        }
+    }
+
+    fn pick(&self, sqlite: &'static str, postgres: &'static str) -> &'static str {
+        match self {
+            Self::Sqlite(_) => sqlite,
+            Self::Postgres(_) => postgres,
+        }
+    }
+}
+
+trait Driver: Send + Sync {
+    fn args(&self) -> Args;
+    fn execute(&self, text: SqlStr, args: Args) -> BoxFuture<'_, u64>;
+    fn fetch(&self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>>;
+    fn begin(&self) -> BoxFuture<'_, Tx>;
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+trait TxDriver: Send {
+    fn args(&self) -> Args;
+    fn execute(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, u64>;
+    fn fetch(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>>;
+    fn end(self: Box<Self>, how: &'static str) -> BoxFuture<'static, ()>;
+}
+
+/// What differs between the two drivers.
+trait Backend: Database {
+    const BEGIN: &'static str;
+    fn wrap_args(args: Self::Arguments) -> Args;
+    fn unwrap_args(args: Args) -> Result<Self::Arguments>;
+    fn wrap_row(row: Self::Row) -> Row;
+    fn changed(result: Self::QueryResult) -> u64;
+}
+
+macro_rules! backend {
+    ($db:ident, $args:ty, $row:ty, $begin:literal) => {
+        impl Backend for $db {
+            const BEGIN: &'static str = $begin;
+            fn wrap_args(args: $args) -> Args {
+                Args::$db(args)
+            }
+            fn unwrap_args(args: Args) -> Result<$args> {
+                match args {
+                    Args::$db(args) => Ok(args),
+                    _ => Err(sqlx::Error::Protocol("arguments belong to the other database".into())),
+                }
+            }
+            fn wrap_row(row: $row) -> Row {
+                Row::$db(row)
+            }
+            fn changed(result: Self::QueryResult) -> u64 {
+                result.rows_affected()
+            }
+        }
+    };
+}
+backend!(Sqlite, SqliteArguments, SqliteRow, "BEGIN IMMEDIATE");
+backend!(Postgres, PgArguments, PgRow, "BEGIN");
+
+struct Pools<DB: Database> {
+    readers: Pool<DB>,
+    writers: Pool<DB>,
+    deadline: Duration,
+}
+
+/// A connection, given back to its pool only if nothing is left undone on it.
+struct Held<DB: Database> {
+    connection: PoolConnection<DB>,
+    deadline: Duration,
+    /// A statement was sent and its end not seen, or a transaction is open.
+    dirty: bool,
+}
+
+impl<DB: Database> Drop for Held<DB> {
+    fn drop(&mut self) {
+        if self.dirty {
+            // Neither a late answer nor an open transaction may meet the next user of the connection.
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl<DB: Backend> Held<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+{
+    async fn of(pool: &Pool<DB>, deadline: Duration) -> Result<Self> {
+        Ok(Self { connection: pool.acquire().await?, deadline, dirty: false })
+    }
+
+    /// Waits for a statement at most until the deadline; the server may be gone without a word.
+    async fn within<T>(deadline: Duration, statement: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(deadline, statement).await.unwrap_or_else(|_| {
+            let late = io::Error::new(io::ErrorKind::TimedOut, "a statement took longer than its deadline");
+            Err(sqlx::Error::Io(late))
+        })
+    }
+
+    async fn run(&mut self, text: SqlStr, args: Args) -> Result<u64> {
+        let query = sqlx::query_with(text, DB::unwrap_args(args)?);
+        Self::within(self.deadline, query.execute(&mut *self.connection)).await.map(DB::changed)
+    }
+
+    async fn rows(&mut self, text: SqlStr, args: Args) -> Result<Vec<Row>> {
+        let query = sqlx::query_with(text, DB::unwrap_args(args)?);
+        let rows = Self::within(self.deadline, query.fetch_all(&mut *self.connection)).await?;
+        Ok(rows.into_iter().map(DB::wrap_row).collect())
+    }
+
+    /// Sends a statement without arguments, unprepared.
+    async fn send(&mut self, text: &'static str) -> Result<()> {
+        Self::within(self.deadline, self.connection.execute(text)).await.map(|_| ())
+    }
+}
+
+/// Whether a failed statement leaves its connection in a known state.
+fn is_answer(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(_) | sqlx::Error::Encode(_) | sqlx::Error::RowNotFound)
+}
+
+impl<DB: Backend> Pools<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+{
+    async fn reader(&self) -> Result<Held<DB>> {
+        let mut held = Held::of(&self.readers, self.deadline).await?;
+        held.dirty = true;
+        Ok(held)
+    }
+}
+
+/// Marks a connection clean once its statement has been answered, be it by an error of the database.
+fn settle<DB: Database, T>(held: &mut Held<DB>, result: Result<T>) -> Result<T> {
+    held.dirty = result.as_ref().is_err_and(|error| !is_answer(error));
+    result
+}
+
+impl<DB: Backend> Driver for Pools<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+{
+    fn args(&self) -> Args {
+        DB::wrap_args(DB::Arguments::default())
+    }
+
+    fn execute(&self, text: SqlStr, args: Args) -> BoxFuture<'_, u64> {
+        Box::pin(async move {
+            let mut held = self.reader().await?;
+            let result = held.run(text, args).await;
+            settle(&mut held, result)
+        })
+    }
+
+    fn fetch(&self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>> {
+        Box::pin(async move {
+            let mut held = self.reader().await?;
+            let result = held.rows(text, args).await;
+            settle(&mut held, result)
+        })
+    }
+
+    fn begin(&self) -> BoxFuture<'_, Tx> {
+        Box::pin(async move {
+            let mut held = Held::of(&self.writers, self.deadline).await?;
+            held.dirty = true;
+            held.send(DB::BEGIN).await?;
+            Ok(Tx(Box::new(held)))
+        })
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            self.readers.close().await;
+            self.writers.close().await;
+        })
+    }
+}
+
+impl<DB: Backend> TxDriver for Held<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+{
+    fn args(&self) -> Args {
+        DB::wrap_args(DB::Arguments::default())
+    }
+
+    fn execute(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, u64> {
+        Box::pin(self.run(text, args))
+    }
+
+    fn fetch(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>> {
+        Box::pin(self.rows(text, args))
+    }
+
+    fn end(mut self: Box<Self>, how: &'static str) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            self.send(how).await?;
+            self.dirty = false;
+            Ok(())
+        })
+    }
+}

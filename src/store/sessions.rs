@@ -1,0 +1,265 @@
+//! Sessions at rest.
+
+use serde_json::{Map, Value};
+
+use super::{Result, Store, db::Tx, writer::Write};
+use crate::domain::{
+    caller::{Caller, TenantId},
+    clock::Timestamp,
+    ids::SessionId,
+    page::{Direction, Page, Position},
+    session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
+};
+
+/// Columns are named: a cached `SELECT *` breaks when a migration adds one under a running server.
+const SESSIONS: &str = "SELECT session_id, user_id, title, metadata, system_prompt, temporary, ttl_seconds, \
+     created_at, last_activity, expires_at, ended_at, completed_turns, forked_from_session, forked_from_turn \
+     FROM sessions";
+
+/// Narrows to sessions whose metadata has every key of `$3`, a JSON object, with an equal value.
+///
+/// Equality is of JSON values on both databases: the order of keys, and `1` against `1.0`, do not matter. SQLite
+/// compares the flattened trees both ways; Postgres compares `jsonb`, once its index has found what contains `$3`.
+const WITH_METADATA: [&str; 2] = [
+    " AND NOT EXISTS ( \
+         SELECT fullkey, CASE type WHEN 'real' THEN 'integer' ELSE type END, atom FROM json_tree($3) \
+         WHERE fullkey <> '$' \
+         EXCEPT \
+         SELECT fullkey, CASE type WHEN 'real' THEN 'integer' ELSE type END, atom FROM json_tree(metadata)) \
+     AND NOT EXISTS ( \
+         SELECT s.fullkey, CASE s.type WHEN 'real' THEN 'integer' ELSE s.type END, s.atom \
+         FROM json_each($3) w JOIN json_tree(metadata) s ON s.fullkey = w.fullkey \
+             OR substr(s.fullkey, 1, length(w.fullkey) + 1) IN (w.fullkey || '.', w.fullkey || '[') \
+         EXCEPT \
+         SELECT fullkey, CASE type WHEN 'real' THEN 'integer' ELSE type END, atom FROM json_tree($3))",
+    " AND metadata::jsonb @> $3::jsonb AND NOT EXISTS ( \
+         SELECT 1 FROM jsonb_each($3::jsonb) w WHERE metadata::jsonb -> w.key IS DISTINCT FROM w.value)",
+];
+
+const ACTIVE: &str = " AND ended_at IS NULL AND (expires_at IS NULL OR expires_at > ";
+
+/// What a listing is ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionOrder {
+    LastActivity,
+    CreatedAt,
+}
+
+/// Which sessions to list; what is absent does not narrow.
+#[derive(Clone, Debug, Default)]
+pub struct SessionFilter {
+    pub user: Option<UserId>,
+    pub is_active: Option<bool>,
+    pub temporary: bool,
+    /// Every key given must be there with an equal value.
+    pub metadata: Map<String, Value>,
+}
+
+/// What to change about a session; `None` leaves as is, `Some(None)` clears.
+#[derive(Clone, Debug, Default)]
+pub struct SessionPatch {
+    pub title: Option<Option<Title>>,
+    pub system_prompt: Option<Option<SystemPrompt>>,
+    pub ttl_seconds: Option<Option<TtlSeconds>>,
+    /// A merge patch (RFC 7396).
+    pub metadata: Option<Map<String, Value>>,
+    pub is_active: Option<bool>,
+}
+
+impl SessionPatch {
+    /// The session after the change at `now`; fails, with what to mend, if its metadata has grown too large.
+    fn apply(self, mut session: Session, now: Timestamp) -> Result<Session, String> {
+        if let Some(title) = self.title {
+            session.title = title;
+        }
+        if let Some(system_prompt) = self.system_prompt {
+            session.system_prompt = system_prompt;
+        }
+        if let Some(patch) = self.metadata {
+            session.metadata = session.metadata.merged(&patch)?;
+        }
+        match self.is_active {
+            Some(false) => session.ended_at = session.ended_at.or(Some(now)),
+            Some(true) if !session.is_active(now) => {
+                session.ended_at = None;
+                session.last_activity = session.last_activity.max(now);
+            }
+            _ => {}
+        }
+        let ttl = self.ttl_seconds.unwrap_or(session.ttl_seconds);
+        Ok(session.with_ttl(ttl))
+    }
+}
+
+impl Store {
+    /// Keeps a new session with its memory.
+    pub async fn insert_session(&self, caller: Caller, session: Session) -> Result<()> {
+        self.writer.write(InsertSession { tenant: caller.tenant, session }).await
+    }
+
+    pub async fn session(&self, caller: Caller, id: SessionId) -> Result<Option<Session>> {
+        let rows = self.db.read(SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
+        Ok(rows.bind(id).bind(caller.tenant).optional().await?)
+    }
+
+    /// Whether a session's working memory, profile and summary have their place.
+    pub async fn has_memory(&self, caller: Caller, id: SessionId) -> Result<bool> {
+        let text = "SELECT EXISTS (SELECT 1 FROM session_memory WHERE session_id = $1 AND tenant_id = $2)";
+        let (has,) = self.db.read(text).bind(id).bind(caller.tenant).one().await?;
+        Ok(has)
+    }
+
+    /// A page of sessions that starts after `after`, at most `limit` of them.
+    pub async fn sessions(
+        &self,
+        caller: Caller,
+        filter: &SessionFilter,
+        (order, direction): (SessionOrder, Direction),
+        after: Option<Position>,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<Page<Session>> {
+        let (beyond, sorted) = direction.sql();
+        let (column, keys): (_, fn(&Session) -> Timestamp) = match order {
+            SessionOrder::LastActivity => ("last_activity", |session| session.last_activity),
+            SessionOrder::CreatedAt => ("created_at", |session| session.created_at),
+        };
+        let mut page = self.db.read(SESSIONS).push(" WHERE tenant_id = $1 AND temporary = $2");
+        page = page.bind(caller.tenant).bind(filter.temporary);
+        if !filter.metadata.is_empty() {
+            let [sqlite, postgres] = WITH_METADATA;
+            page = page.push_each(sqlite, postgres).bind(Value::Object(filter.metadata.clone()).to_string());
+        }
+        page = page.push_some(" AND user_id = ", filter.user.as_ref());
+        page = match filter.is_active {
+            Some(true) => page.push(ACTIVE).push_bind(now).push(")"),
+            Some(false) => page.push(" AND (ended_at IS NOT NULL OR expires_at <= ").push_bind(now).push(")"),
+            None => page,
+        };
+        if let Some(after) = after {
+            page = page.push(" AND (").push(column).push(", session_id)").push(beyond).push("(");
+            page = page.push_bind(after.key).push(", ").push_bind(after.id).push(")");
+        }
+        page = page.push(" ORDER BY ").push(column).push(sorted).push(", session_id").push(sorted);
+        // One more than asked for tells whether another page follows.
+        let rows = page.push(" LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX)).all().await?;
+        let position =
+            |session: &Session| Position { key: keys(session).as_millis(), id: session.id.number() };
+        Ok(Page::cut(rows, limit, position))
+    }
+
+    /// The user's newest session that is active at `now` and not temporary.
+    pub async fn newest_session(
+        &self,
+        caller: Caller,
+        user: &UserId,
+        now: Timestamp,
+    ) -> Result<Option<Session>> {
+        let newest = self.db.read(SESSIONS).push(" WHERE tenant_id = ").push_bind(caller.tenant);
+        let newest =
+            newest.push(" AND user_id = ").push_bind(user).push(" AND temporary = ").push_bind(false);
+        let newest = newest.push(ACTIVE).push_bind(now).push(")");
+        Ok(newest.push(" ORDER BY last_activity DESC, session_id DESC LIMIT 1").optional().await?)
+    }
+
+    /// Changes a session; `None` if there is none. The inner error says what is wrong with the patch.
+    pub async fn update_session(
+        &self,
+        caller: Caller,
+        id: SessionId,
+        patch: SessionPatch,
+        now: Timestamp,
+    ) -> Result<Option<Result<Session, String>>> {
+        let mut tx = self.db.begin().await?;
+        let row = tx.sql(SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
+        let row = row.push_each("", " FOR UPDATE").bind(id).bind(caller.tenant);
+        let Some(session) = row.optional::<Session>().await? else {
+            tx.rollback().await?;
+            return Ok(None);
+        };
+        let session = match patch.apply(session, now) {
+            Ok(session) => session,
+            Err(refusal) => {
+                tx.rollback().await?;
+                return Ok(Some(Err(refusal)));
+            }
+        };
+        tx.sql(
+            "UPDATE sessions SET title = $3, system_prompt = $4, metadata = $5, ttl_seconds = $6, \
+                 last_activity = $7, expires_at = $8, ended_at = $9 \
+             WHERE session_id = $1 AND tenant_id = $2",
+        )
+        .bind(id)
+        .bind(caller.tenant)
+        .bind(session.title.clone())
+        .bind(session.system_prompt.clone())
+        .bind(session.metadata.to_text())
+        .bind(session.ttl_seconds)
+        .bind(session.last_activity)
+        .bind(session.expires_at)
+        .bind(session.ended_at)
+        .run()
+        .await?;
+        tx.commit().await?;
+        Ok(Some(Ok(session)))
+    }
+
+    /// Up to `limit` sessions of any tenant that have been inactive since before `ended_before`, or, being
+    /// temporary, since before `temporary_before`.
+    pub async fn sessions_to_remove(
+        &self,
+        ended_before: Option<Timestamp>,
+        temporary_before: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<(SessionId, TenantId)>> {
+        // Ended or expired, each found by an index of its own; the earlier of the two counts.
+        let ended_before = ended_before.unwrap_or(Timestamp::from_millis(i64::MIN));
+        let old = "SELECT session_id, tenant_id FROM sessions WHERE ended_at < $1 OR expires_at < $1 \
+             OR (temporary = $3 AND (ended_at < $2 OR expires_at < $2)) LIMIT $4";
+        let old = self.db.read(old).bind(ended_before).bind(temporary_before).bind(true).bind(limit);
+        Ok(old.all().await?)
+    }
+}
+
+/// Writes a session and its memory.
+pub(super) struct InsertSession {
+    pub tenant: TenantId,
+    pub session: Session,
+}
+
+impl Write for InsertSession {
+    type Answer = ();
+
+    fn session(&self) -> SessionId {
+        self.session.id
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<()> {
+        let session = &self.session;
+        tx.sql(
+            "INSERT INTO sessions (session_id, tenant_id, user_id, title, metadata, system_prompt, temporary, \
+                 ttl_seconds, created_at, last_activity, expires_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        )
+        .bind(session.id)
+        .bind(self.tenant)
+        .bind(&session.user_id)
+        .bind(session.title.clone())
+        .bind(session.metadata.to_text())
+        .bind(session.system_prompt.clone())
+        .bind(session.temporary)
+        .bind(session.ttl_seconds)
+        .bind(session.created_at)
+        .bind(session.last_activity)
+        .bind(session.expires_at)
+        .run()
+        .await?;
+        tx.sql("INSERT INTO session_memory (session_id, tenant_id, updated_at) VALUES ($1, $2, $3)")
+            .bind(session.id)
+            .bind(self.tenant)
+            .bind(session.created_at)
+            .run()
+            .await?;
+        Ok(())
+    }
+}

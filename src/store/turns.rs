@@ -1,0 +1,417 @@
+//! Turns at rest: their numbers, their lives and their leases.
+//!
+//! Every write to a turn updates its session's row first, which is the lock. `sessions.running_turn` lets that
+//! one statement tell whether the session is free; the unique index `turns_running` makes it certain.
+
+use std::time::Duration;
+
+use super::{Error, Result, Store, db::Tx, sessions::InsertSession, writer::Write};
+use crate::domain::{
+    caller::{Caller, TenantId},
+    clock::Timestamp,
+    ids::{RequestId, SessionId},
+    json::Metadata,
+    page::{Direction, Page, Position},
+    session::{Session, UserId},
+    turn::{Turn, TurnStatus, Usage},
+};
+
+const TURNS: &str = "SELECT session_id, turn, status, message, response, error_code, error_message, model, \
+     prompt_tokens, completion_tokens, total_tokens, execution_us, request_id, metadata, created_at, completed_at \
+     FROM turns WHERE session_id = $1 AND tenant_id = $2";
+
+/// A message that asks to become a session's next turn.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Where to; a session that does not exist yet is made first, in the same transaction.
+    pub session: Destination,
+    pub message: String,
+    pub message_tokens: i64,
+    pub metadata: Metadata,
+    pub request_id: RequestId,
+    pub now: Timestamp,
+    /// Random; whoever ends the turn has to present it.
+    pub lease_token: i64,
+    /// How long the turn may run until it has to be renewed.
+    pub lease: Duration,
+}
+
+/// Where a message goes.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// An existing session; if a user is named, only one that is theirs.
+    Existing {
+        id: SessionId,
+        user: Option<UserId>,
+    },
+    New(Box<Session>),
+}
+
+/// A turn that has been given its number and is durable.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted {
+    pub turn: i64,
+    pub temporary: bool,
+}
+
+/// Why a message did not become a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// The session does not exist, is not the caller's, or is not active.
+    Invalid,
+    /// A turn is running.
+    Busy { turn: i64 },
+}
+
+/// A turn as its runner knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct TurnKey {
+    pub tenant: TenantId,
+    pub session: SessionId,
+    pub turn: i64,
+    pub lease_token: i64,
+}
+
+/// How a running turn ends.
+#[derive(Clone, Debug)]
+pub enum Ending {
+    Completed { response: String, response_tokens: i64, model: String, usage: Option<Usage> },
+    Failed { code: &'static str, message: String },
+}
+
+/// What became of an attempt to end a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Stored,
+    /// Its lease ran out and somebody else has failed it.
+    LeaseLost,
+    /// The session was deleted meanwhile.
+    Gone,
+}
+
+/// A running turn whose lease has run out.
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+pub struct Expired {
+    pub session_id: SessionId,
+    pub tenant_id: TenantId,
+    pub turn: i64,
+}
+
+impl Store {
+    /// Gives a message its number and keeps it, before any model is asked. Safe to repeat with the same lease
+    /// token: a turn that was admitted with it is found again.
+    pub async fn admit_turn(
+        &self,
+        caller: Caller,
+        admission: Admission,
+    ) -> Result<Result<Admitted, NotAdmitted>> {
+        self.writer.write(Admit { tenant: caller.tenant, admission }).await
+    }
+
+    /// Ends a running turn. Safe to repeat: a turn that was ended with the same token is found ended.
+    pub async fn end_turn(
+        &self,
+        key: TurnKey,
+        ending: Ending,
+        execution: Duration,
+        now: Timestamp,
+    ) -> Result<Ended> {
+        self.writer.write(End { key, ending, execution, now }).await
+    }
+
+    /// Puts off the moment at which a running turn counts as abandoned; `false` if it is no longer running.
+    pub async fn renew_lease(&self, key: TurnKey, lease: Duration) -> Result<bool> {
+        let mut tx = self.db.begin().await?;
+        let until = tx.clock().await? + lease;
+        let renewed = tx
+            .sql(
+                "UPDATE turns SET lease_expires_at = $5 WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 \
+                     AND lease_token = $4 AND status = 'running'",
+            )
+            .bind(key.session)
+            .bind(key.tenant)
+            .bind(key.turn)
+            .bind(key.lease_token)
+            .bind(until)
+            .run()
+            .await?;
+        tx.commit().await?;
+        Ok(renewed > 0)
+    }
+
+    /// Up to `limit` running turns whose lease has run out, of one session or of all.
+    pub async fn expired_turns(&self, session: Option<SessionId>, limit: i64) -> Result<Vec<Expired>> {
+        let now = self.db.clock().await?;
+        let text =
+            "SELECT session_id, tenant_id, turn FROM turns WHERE status = 'running' AND lease_expires_at < ";
+        let expired = self.db.read(text).push_bind(now).push_some(" AND session_id = ", session);
+        Ok(expired.push(" LIMIT ").push_bind(limit).all().await?)
+    }
+
+    /// Fails a turn with `INTERRUPTED`; `false` if it was renewed or ended meanwhile.
+    pub async fn fail_expired_turn(&self, expired: Expired, now: Timestamp) -> Result<bool> {
+        let mut tx = self.db.begin().await?;
+        let Expired { session_id, tenant_id, turn } = expired;
+        free_session(&mut tx, session_id, tenant_id, turn, 0).await?;
+        let deadline = tx.clock().await?;
+        let failed = tx
+            .sql(
+                "UPDATE turns SET status = 'failed', error_code = 'INTERRUPTED', \
+                     error_message = 'The server that ran this turn stopped before it was complete', \
+                     completed_at = $5 \
+                 WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 AND status = 'running' \
+                     AND lease_expires_at < $4",
+            )
+            .bind(session_id)
+            .bind(tenant_id)
+            .bind(turn)
+            .bind(deadline)
+            .bind(now)
+            .run()
+            .await?;
+        match failed {
+            0 => tx.rollback().await?,
+            _ => tx.commit().await?,
+        }
+        Ok(failed > 0)
+    }
+
+    /// The last number given in a session; `None` if there is no such session.
+    pub async fn latest_turn(&self, caller: Caller, session: SessionId) -> Result<Option<i64>> {
+        let text = "SELECT last_turn FROM sessions WHERE session_id = $1 AND tenant_id = $2";
+        let row: Option<(i64,)> = self.db.read(text).bind(session).bind(caller.tenant).optional().await?;
+        Ok(row.map(|(turn,)| turn))
+    }
+
+    /// A page of a session's turns, after the turn numbered `after`; empty too if there is no such session.
+    pub async fn turns(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        status: Option<TurnStatus>,
+        direction: Direction,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Page<Turn>> {
+        let (beyond, sorted) = direction.sql();
+        let mut page = self.db.read(TURNS).bind(session).bind(caller.tenant);
+        page = page.push_some(" AND status = ", status);
+        if let Some(after) = after {
+            page = page.push(" AND turn").push(beyond).push_bind(after.key);
+        }
+        page = page.push(" ORDER BY turn").push(sorted);
+        let rows = page.push(" LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX)).all().await?;
+        Ok(Page::cut(rows, limit, |turn: &Turn| Position { key: turn.turn, id: 0 }))
+    }
+
+    pub async fn turn(&self, caller: Caller, session: SessionId, turn: i64) -> Result<Option<Turn>> {
+        let row = self.db.read(TURNS).push(" AND turn = $3").bind(session).bind(caller.tenant).bind(turn);
+        Ok(row.optional().await?)
+    }
+}
+
+struct Admit {
+    tenant: TenantId,
+    admission: Admission,
+}
+
+impl Write for Admit {
+    type Answer = Result<Admitted, NotAdmitted>;
+
+    fn session(&self) -> SessionId {
+        match &self.admission.session {
+            Destination::Existing { id, .. } => *id,
+            Destination::New(session) => session.id,
+        }
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<Self::Answer> {
+        let (id, admission) = (self.session(), &self.admission);
+        let user = match &admission.session {
+            Destination::Existing { user, .. } => user.as_ref(),
+            Destination::New(session) => {
+                InsertSession { tenant: self.tenant, session: (**session).clone() }.apply(tx).await?;
+                None
+            }
+        };
+        // Activity never moves backwards, though servers' clocks may differ.
+        let numbered: Option<(i64, bool)> = tx
+            .sql(
+                "UPDATE sessions SET last_turn = last_turn + 1, running_turn = last_turn + 1, \
+                     last_activity = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END, \
+                     expires_at = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END \
+                         + ttl_seconds * 1000 \
+                 WHERE session_id = $1 AND tenant_id = $2 AND running_turn IS NULL AND ended_at IS NULL \
+                     AND (expires_at IS NULL OR expires_at > $3)",
+            )
+            .bind(id)
+            .bind(self.tenant)
+            .bind(admission.now)
+            .push_some(" AND user_id = ", user)
+            .push(" RETURNING last_turn, temporary")
+            .optional()
+            .await?;
+        let Some((turn, temporary)) = numbered else {
+            return self.why_not(tx).await;
+        };
+        let lease_expires_at = tx.clock().await? + admission.lease;
+        tx.sql(
+            "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, metadata, \
+                 request_id, created_at, lease_token, lease_expires_at) \
+             VALUES ($1, $2, $3, 'running', $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(id)
+        .bind(self.tenant)
+        .bind(turn)
+        .bind(admission.message.as_str())
+        .bind(admission.message_tokens)
+        .bind(admission.metadata.to_text())
+        .bind(&admission.request_id)
+        .bind(admission.now)
+        .bind(admission.lease_token)
+        .bind(lease_expires_at)
+        .run()
+        .await?;
+        Ok(Ok(Admitted { turn, temporary }))
+    }
+}
+
+impl Admit {
+    /// Tells why a session took no turn, or finds the turn that this very admission has made before.
+    async fn why_not(&self, tx: &mut Tx) -> Result<Result<Admitted, NotAdmitted>> {
+        let admission = &self.admission;
+        let user = match &admission.session {
+            Destination::Existing { user, .. } => user.as_ref(),
+            Destination::New(_) => None,
+        };
+        let running: Option<(i64, bool, i64)> = tx
+            .sql(
+                "SELECT t.turn, s.temporary, t.lease_token FROM sessions s \
+                 JOIN turns t ON t.session_id = s.session_id AND t.tenant_id = s.tenant_id \
+                     AND t.turn = s.running_turn \
+                 WHERE s.session_id = $1 AND s.tenant_id = $2 AND s.ended_at IS NULL \
+                     AND (s.expires_at IS NULL OR s.expires_at > $3)",
+            )
+            .bind(self.session())
+            .bind(self.tenant)
+            .bind(admission.now)
+            .push_some(" AND s.user_id = ", user)
+            .optional()
+            .await?;
+        Ok(match running {
+            Some((turn, temporary, token)) if token == admission.lease_token => {
+                Ok(Admitted { turn, temporary })
+            }
+            Some((turn, ..)) => Err(NotAdmitted::Busy { turn }),
+            None => Err(NotAdmitted::Invalid),
+        })
+    }
+}
+
+struct End {
+    key: TurnKey,
+    ending: Ending,
+    execution: Duration,
+    now: Timestamp,
+}
+
+impl Write for End {
+    type Answer = Ended;
+
+    fn session(&self) -> SessionId {
+        self.key.session
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<Ended> {
+        let TurnKey { tenant, session, turn, lease_token } = self.key;
+        let completed = i64::from(matches!(self.ending, Ending::Completed { .. }));
+        if !free_session(tx, session, tenant, turn, completed).await? {
+            return self.why_not(tx).await;
+        }
+        let execution_us = i64::try_from(self.execution.as_micros()).unwrap_or(i64::MAX);
+        let (status, failure, answer) = match &self.ending {
+            Ending::Completed { response, response_tokens, model, usage } => {
+                (TurnStatus::Completed, None, Some((response, response_tokens, model, usage)))
+            }
+            Ending::Failed { code, message } => (TurnStatus::Failed, Some((*code, message)), None),
+        };
+        let usage = answer.and_then(|(.., usage)| usage.as_ref());
+        let ended = tx
+            .sql(
+                "UPDATE turns SET status = $5, completed_at = $6, execution_us = $7, response = $8, \
+                     response_tokens = $9, model = $10, prompt_tokens = $11, completion_tokens = $12, \
+                     total_tokens = $13, error_code = $14, error_message = $15 \
+                 WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 AND lease_token = $4 \
+                     AND status = 'running'",
+            )
+            .bind(session)
+            .bind(tenant)
+            .bind(turn)
+            .bind(lease_token)
+            .bind(status)
+            .bind(self.now)
+            .bind(execution_us)
+            .bind(answer.map(|(response, ..)| response.clone()))
+            .bind(answer.map_or(0, |(_, tokens, ..)| *tokens))
+            .bind(answer.map(|(_, _, model, _)| model.clone()))
+            .bind(usage.map(|usage| usage.prompt_tokens))
+            .bind(usage.map(|usage| usage.completion_tokens))
+            .bind(usage.map(|usage| usage.total_tokens))
+            .bind(failure.map(|(code, _)| code))
+            .bind(failure.map(|(_, message)| message.clone()))
+            .run()
+            .await?;
+        // The session said that this turn runs, so a row must have changed; undo the batch otherwise.
+        if ended == 1 { Ok(Ended::Stored) } else { Err(Error::from(sqlx::Error::RowNotFound)) }
+    }
+}
+
+impl End {
+    /// Tells why a turn was not running: ended before by this very attempt, failed by another, or deleted.
+    async fn why_not(&self, tx: &mut Tx) -> Result<Ended> {
+        let TurnKey { tenant, session, turn, lease_token } = self.key;
+        let found: Option<(TurnStatus, Option<String>)> = tx
+            .sql(
+                "SELECT t.status, t.error_code FROM sessions s \
+                 JOIN turns t ON t.session_id = s.session_id AND t.tenant_id = s.tenant_id \
+                 WHERE s.session_id = $1 AND s.tenant_id = $2 AND t.turn = $3 AND t.lease_token = $4",
+            )
+            .bind(session)
+            .bind(tenant)
+            .bind(turn)
+            .bind(lease_token)
+            .optional()
+            .await?;
+        Ok(match (found, &self.ending) {
+            (None, _) => Ended::Gone,
+            (Some((TurnStatus::Completed, _)), Ending::Completed { .. }) => Ended::Stored,
+            (Some((TurnStatus::Failed, Some(was))), Ending::Failed { code, .. }) if was == *code => {
+                Ended::Stored
+            }
+            (Some(_), _) => Ended::LeaseLost,
+        })
+    }
+}
+
+/// Locks a session's row and frees it from its running turn, counting `completed` more; `false` if that turn
+/// does not run there.
+async fn free_session(
+    tx: &mut Tx,
+    session: SessionId,
+    tenant: TenantId,
+    turn: i64,
+    completed: i64,
+) -> Result<bool> {
+    let freed = tx
+        .sql(
+            "UPDATE sessions SET running_turn = NULL, completed_turns = completed_turns + $4 \
+             WHERE session_id = $1 AND tenant_id = $2 AND running_turn = $3",
+        )
+        .bind(session)
+        .bind(tenant)
+        .bind(turn)
+        .bind(completed)
+        .run()
+        .await?;
+    Ok(freed == 1)
+}
