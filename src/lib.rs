@@ -3,6 +3,8 @@
 //! The map; `ARCHITECTURE.md` has the roads. Modules use those below them, never those above.
 
 /// HTTP, one file per resource.
+/// Who answers.
+pub mod model;
 /// All SQL.
 pub mod store;
 /// Plain words, without I/O.
