@@ -3,6 +3,8 @@
 //! The map; `ARCHITECTURE.md` has the roads. Modules use those below them, never those above.
 
 /// HTTP, one file per resource.
+/// What happens to a message.
+pub mod chat;
 /// Who answers.
 pub mod model;
 /// All SQL.

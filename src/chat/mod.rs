@@ -1,0 +1,33 @@
+//! What happens to a message: one small door, [`Engine`], and the whole life of a turn behind it.
+
+mod context;
+mod engine;
+mod queue;
+
+pub use engine::{Answered, Chat, ChatSettings, Engine};
+
+use crate::{model, store};
+
+/// Why the conversation refuses.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the session is unknown or not active")]
+    InvalidSession,
+    #[error("the message is empty")]
+    EmptyMessage,
+    #[error("the message is longer than {limit} characters")]
+    MessageTooLong { limit: usize },
+    /// Another turn of the session ran all the time that this one could wait.
+    #[error("turn {turn} of the session is running")]
+    Busy { turn: i64 },
+    /// The turn was given up before its answer came, because it seemed abandoned.
+    #[error("the turn was given up")]
+    Interrupted,
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// A defect of ours.
+    #[error("the turn's task ended without an answer")]
+    Panicked,
+}
