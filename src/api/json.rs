@@ -1,0 +1,179 @@
+//! JSON bodies: bounded while they are read, and refused with the name of the field that does not fit.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use poem::{IntoResponse, Request, RequestBody, Response, Result, http::header};
+use poem_openapi::{
+    ApiExtractor, ApiExtractorType, ExtractParamOptions,
+    payload::Payload,
+    registry::{MetaMediaType, MetaRequest, MetaSchemaRef, Registry},
+    types::{ToJSON, Type},
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::{ApiError, Code};
+use crate::domain::json::{MAX_DEPTH, is_too_deep};
+
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a body that is too large is read and thrown away, in multiples of the limit, so that the
+/// client, still sending, gets to read the answer.
+const DRAIN: usize = 16;
+
+/// The largest body, in bytes. Every request carries it.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimit(pub usize);
+
+/// A JSON body, of a request or an answer.
+pub struct Json<T>(pub T);
+
+/// A JSON body of a request that may be empty or missing; then it is the default.
+pub struct OptionalJson<T>(pub T);
+
+impl<T: Type> Payload for Json<T> {
+    const CONTENT_TYPE: &'static str = "application/json";
+
+    fn schema_ref() -> MetaSchemaRef {
+        T::schema_ref()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: ToJSON> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        Response::builder().content_type(Self::CONTENT_TYPE).body(self.0.to_json_string())
+    }
+}
+
+macro_rules! request_body {
+    ($payload:ident, $required:literal, $($bound:tt)+) => {
+        impl<'a, T: Type + DeserializeOwned + $($bound)+> ApiExtractor<'a> for $payload<T> {
+            const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+            type ParamType = ();
+            type ParamRawType = ();
+
+            fn register(registry: &mut Registry) {
+                T::register(registry);
+            }
+
+            fn request_meta() -> Option<MetaRequest> {
+                let content = MetaMediaType {
+                    content_type: <Json<T> as Payload>::CONTENT_TYPE,
+                    schema: T::schema_ref(),
+                };
+                Some(MetaRequest { description: None, content: vec![content], required: $required })
+            }
+
+            async fn from_request(
+                request: &'a Request,
+                body: &mut RequestBody,
+                _: ExtractParamOptions<()>,
+            ) -> Result<Self> {
+                Ok(Self::read(request, body).await?)
+            }
+        }
+    };
+}
+request_body!(Json, true, Send);
+request_body!(OptionalJson, false, Default);
+
+impl<T: DeserializeOwned> Json<T> {
+    async fn read(request: &Request, body: &mut RequestBody) -> Result<Self, ApiError> {
+        check_content_type(request)?;
+        parse(&bytes(request, body).await?).map(Self)
+    }
+}
+
+impl<T: DeserializeOwned + Default> OptionalJson<T> {
+    async fn read(request: &Request, body: &mut RequestBody) -> Result<Self, ApiError> {
+        // Whether there is a body is known only from reading it; without one its type does not matter.
+        let typed = check_content_type(request);
+        if typed.is_err() && request.header(header::CONTENT_TYPE).is_some() {
+            typed?;
+            return Ok(Self(T::default()));
+        }
+        let bytes = bytes(request, body).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        typed?;
+        parse(&bytes).map(Self)
+    }
+}
+
+fn check_content_type(request: &Request) -> Result<(), ApiError> {
+    let refuse = |message: &str| Err(ApiError::new(Code::InvalidContentType, message));
+    if request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return refuse("Content-Encoding is not supported; send the body as it is");
+    }
+    let Some(value) = request.header(header::CONTENT_TYPE) else {
+        return refuse("Content-Type is missing; send application/json");
+    };
+    let mut parts = value.split(';').map(str::trim);
+    let json = parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/json"));
+    let utf8 = |parameter: &str| match parameter.split_once('=') {
+        Some((name, value)) if name.eq_ignore_ascii_case("charset") => {
+            value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+        }
+        _ => true,
+    };
+    if json && parts.all(utf8) { Ok(()) } else { refuse("Content-Type must be application/json, in UTF-8") }
+}
+
+/// Reads a body within its limit and its time.
+async fn bytes(request: &Request, body: &mut RequestBody) -> Result<Vec<u8>, ApiError> {
+    let limit = request.data::<BodyLimit>().map_or(0, |limit| limit.0);
+    let deadline = Instant::now() + BODY_TIMEOUT;
+    let (mut bytes, mut received) = (Vec::new(), 0);
+    let Ok(body) = body.take() else { return Ok(bytes) };
+    let mut chunks = body.into_bytes_stream();
+    while let Some(chunk) = timeout_at(deadline, chunks.next()).await.map_err(|_| too_slow())? {
+        let chunk = chunk.map_err(|_| ApiError::new(Code::InvalidRequest, "The body broke off"))?;
+        received += chunk.len();
+        if received <= limit {
+            bytes.extend_from_slice(&chunk);
+        } else {
+            bytes = Vec::new();
+            if received > limit.saturating_mul(DRAIN) {
+                break;
+            }
+        }
+    }
+    if received > limit {
+        let message = format!("The body must be at most {limit} bytes long");
+        return Err(ApiError::new(Code::PayloadTooLarge, message));
+    }
+    Ok(bytes)
+}
+
+fn too_slow() -> ApiError {
+    let message = format!("The body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
+    ApiError::new(Code::RequestTimeout, message)
+}
+
+/// Reads JSON into `T`; what is no JSON is told apart from what does not fit.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if is_too_deep(bytes) {
+        let message = format!("The body must not nest deeper than {MAX_DEPTH}");
+        return Err(ApiError::new(Code::ValidationError, message));
+    }
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::new(Code::InvalidJson, format!("The body is not JSON: {error}")))?;
+    if !value.is_object() {
+        return Err(ApiError::new(Code::ValidationError, "The body must be a JSON object"));
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, problem) = (error.path().to_string(), error.inner().to_string());
+        // serde names a missing field in its message, not in the path.
+        match problem.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            Some(field) => ApiError::field(field, "is required"),
+            None => ApiError::field(path, problem),
+        }
+    })
+}

@@ -1,0 +1,113 @@
+//! HTTP: one file per resource, and what they share.
+
+mod arrival;
+mod auth;
+mod chat;
+pub mod document;
+mod envelope;
+pub mod error;
+mod json;
+mod operations;
+mod sessions;
+mod turns;
+mod wire;
+
+use std::{collections::HashMap, sync::Arc};
+
+use poem::{
+    Endpoint, EndpointExt, Error, Request, Response, Route, RouteMethod,
+    endpoint::{BoxEndpoint, make_sync},
+    error::MethodNotAllowedError,
+    http::{HeaderValue, Method, StatusCode, header},
+};
+use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags};
+
+pub use arrival::Arrival;
+pub use json::BodyLimit;
+
+use crate::app::App;
+use error::ApiError;
+
+/// The groups of operations, in reading order.
+#[derive(Clone, Copy, Tags)]
+enum Tag {
+    /// Conversations and their owners.
+    Sessions,
+    /// Messages and answers.
+    Chat,
+    /// What was said.
+    Turns,
+    /// What operators and machines ask.
+    Operations,
+}
+
+type Apis = (sessions::SessionsApi, chat::ChatApi, turns::TurnsApi, operations::OperationsApi);
+
+fn apis(app: &Arc<App>) -> Apis {
+    (
+        sessions::SessionsApi(app.clone()),
+        chat::ChatApi(app.clone()),
+        turns::TurnsApi(app.clone()),
+        operations::OperationsApi(app.clone()),
+    )
+}
+
+/// The raw document, before [`document`] polishes it. Describing the API needs no running parts.
+fn service<T: OpenApi>(apis: T) -> OpenApiService<T, ()> {
+    OpenApiService::new(apis, "ATLUS", env!("CARGO_PKG_VERSION")).server("/").description(
+        "Conversation sessions for assistants: sessions, turns and memory in SQL, in front of any \
+         OpenAI-compatible model.\n\nEvery answer carries `X-Request-ID`; every failure has the shape of `Failure`.",
+    )
+}
+
+/// Endpoints by path and method, as poem-openapi hands them out.
+type Operations = HashMap<String, HashMap<Method, BoxEndpoint<'static>>>;
+
+/// Every route of the API and its documentation. Failures leave it as errors; `middleware::refuse` renders them.
+pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
+    let mut operations = Operations::new();
+    apis(app).add_routes(&mut operations);
+    let mut route = Route::new();
+    for (path, methods) in operations {
+        route = route.at(path, only(methods));
+    }
+    let get = |endpoint: BoxEndpoint<'static>| only(HashMap::from([(Method::GET, endpoint)]));
+    let [json, yaml, docs] = document::pages();
+    route = route.at("/openapi.json", get(json)).at("/openapi.yaml", get(yaml)).at("/docs", get(docs));
+    let redirect = make_sync(|_| {
+        Response::builder().status(StatusCode::PERMANENT_REDIRECT).header(header::LOCATION, "/docs").finish()
+    });
+    route = route.at("/api/v1/docs", get(redirect.boxed()));
+    route.before(with_query)
+}
+
+/// One path: its methods, and a refusal that lists them for any other. Not poem-openapi's own routing, which
+/// turns refusals into text before anybody can tell what they were.
+fn only(methods: HashMap<Method, BoxEndpoint<'static>>) -> impl Endpoint {
+    let mut names: Vec<_> = methods.keys().map(Method::as_str).collect();
+    if methods.contains_key(&Method::GET) {
+        names.push("HEAD");
+    }
+    names.sort_unstable();
+    let allow = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("GET"));
+    let endpoint = methods
+        .into_iter()
+        .fold(RouteMethod::new(), |route, (method, endpoint)| route.method(method, endpoint));
+    endpoint.around(move |next, request| {
+        let allow = allow.clone();
+        async move {
+            let refuse = |error: Error| match error.is::<MethodNotAllowedError>() {
+                true => ApiError::method_not_allowed(&allow).into(),
+                false => error,
+            };
+            next.call(request).await.map_err(refuse)
+        }
+    })
+}
+
+/// Parses the query for poem-openapi's parameters, as its own routing would.
+async fn with_query(mut request: Request) -> poem::Result<Request> {
+    let query: Vec<(String, String)> = request.params().unwrap_or_default();
+    request.extensions_mut().insert(UrlQuery(query));
+    Ok(request)
+}

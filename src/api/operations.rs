@@ -1,0 +1,138 @@
+//! What operators and machines ask of a server.
+
+use std::sync::Arc;
+
+use poem_openapi::{ApiResponse, Object, OpenApi};
+
+use super::{
+    Tag,
+    envelope::{Found, found},
+    error::{ApiError, Code},
+    json::Json,
+};
+use crate::{app::App, domain::clock::Timestamp};
+
+/// What this server is and where to go from here.
+#[derive(Object)]
+struct ServiceCard {
+    service: String,
+    version: String,
+    /// Swagger UI.
+    docs: String,
+    openapi: String,
+    health: String,
+}
+
+/// Whether the database answers.
+#[derive(Object)]
+struct DatabaseHealth {
+    /// `sqlite` or `postgres`.
+    kind: String,
+    /// `ok` or `unavailable`.
+    status: String,
+}
+
+/// The model that is asked where a chat names no other.
+#[derive(Object)]
+struct ModelInfo {
+    provider: String,
+    name: String,
+}
+
+/// How the server is.
+#[derive(Object)]
+struct Health {
+    /// `healthy` or `unhealthy`.
+    status: String,
+    service: String,
+    version: String,
+    timestamp: Timestamp,
+    database: DatabaseHealth,
+    model: ModelInfo,
+}
+
+#[derive(ApiResponse)]
+enum HealthAnswer {
+    /// Everything needed works.
+    #[oai(status = 200)]
+    Healthy(Json<Health>),
+    /// The database does not answer.
+    #[oai(status = 503)]
+    Unhealthy(Json<Health>),
+}
+
+/// A sign of life.
+#[derive(Object)]
+struct Sign {
+    status: String,
+}
+
+#[derive(ApiResponse)]
+enum SignAnswer {
+    /// Yes.
+    #[oai(status = 200)]
+    Yes(Json<Sign>),
+}
+
+const SERVICE: &str = "atlus-api";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub struct OperationsApi(pub Arc<App>);
+
+#[OpenApi(tag = "Tag::Operations")]
+impl OperationsApi {
+    /// Service card
+    #[oai(path = "/", method = "get", operation_id = "getServiceCard")]
+    async fn card(&self) -> Found<ServiceCard> {
+        let card = ServiceCard {
+            service: SERVICE.to_owned(),
+            version: VERSION.to_owned(),
+            docs: "/docs".to_owned(),
+            openapi: "/openapi.json".to_owned(),
+            health: "/api/v1/health".to_owned(),
+        };
+        found(card, self.0.clock.now())
+    }
+
+    /// Health
+    ///
+    /// Not enveloped. 503 while the database does not answer.
+    #[oai(path = "/api/v1/health", method = "get", operation_id = "getHealth")]
+    async fn health(&self) -> HealthAnswer {
+        let App { store, engine, clock, .. } = &*self.0;
+        let works = store.ping().await.is_ok();
+        let health = Health {
+            status: if works { "healthy" } else { "unhealthy" }.to_owned(),
+            service: SERVICE.to_owned(),
+            version: VERSION.to_owned(),
+            timestamp: clock.now(),
+            database: DatabaseHealth {
+                kind: store.kind().as_str().to_owned(),
+                status: if works { "ok" } else { "unavailable" }.to_owned(),
+            },
+            model: ModelInfo {
+                provider: engine.model().provider().to_owned(),
+                name: engine.model().name().to_owned(),
+            },
+        };
+        if works { HealthAnswer::Healthy(Json(health)) } else { HealthAnswer::Unhealthy(Json(health)) }
+    }
+
+    /// Is the process alive?
+    #[oai(path = "/livez", method = "get", operation_id = "getLiveness")]
+    async fn live(&self) -> SignAnswer {
+        SignAnswer::Yes(Json(Sign { status: "alive".to_owned() }))
+    }
+
+    /// Can it take requests?
+    ///
+    /// 503 while the database does not answer or the server is stopping.
+    #[oai(path = "/readyz", method = "get", operation_id = "getReadiness")]
+    async fn ready(&self) -> Result<SignAnswer, ApiError> {
+        if self.0.stopping.is_cancelled() {
+            return Err(ApiError::new(Code::Overloaded, "The server is stopping and takes no more"));
+        }
+        self.0.store.ping().await?;
+        Ok(SignAnswer::Yes(Json(Sign { status: "ready".to_owned() })))
+    }
+}

@@ -1,0 +1,362 @@
+//! `/sessions`: making, finding, changing and deleting them.
+
+use std::sync::Arc;
+
+use poem::Result;
+use poem_openapi::{
+    ApiResponse, Enum, Object, OpenApi,
+    param::{Path, Query},
+    types::MaybeUndefined,
+};
+use serde::Deserialize;
+
+use super::{
+    Tag,
+    envelope::{Created, Found, PageView, created, found},
+    error::ApiError,
+    json::{Json, OptionalJson},
+    wire::{Cursor, Limit, MetadataFilter, SessionRef},
+};
+use crate::{
+    app::App,
+    domain::{
+        caller::Caller,
+        clock::Timestamp,
+        ids::SessionId,
+        json::Metadata,
+        page::{Direction, Listing},
+        session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
+    },
+    store::{SessionFilter, SessionOrder, SessionPatch},
+};
+
+/// A new session; every field may be left out.
+#[derive(Object, Deserialize, Default)]
+#[serde(default)]
+struct NewSession {
+    /// Whose session it is; `default_user` if absent, a bucket that anonymous callers share.
+    #[oai(nullable)]
+    user_id: Option<UserId>,
+    /// Anything you want to find again: a JSON object of at most 16 KiB. Numbers are kept as 64-bit integers or
+    /// doubles.
+    #[oai(nullable)]
+    metadata: Option<Metadata>,
+    /// What the session is called in lists.
+    #[oai(nullable)]
+    title: Option<Title>,
+    /// What the model is told before anything else; the server's own prompt if absent.
+    #[oai(nullable)]
+    system_prompt: Option<SystemPrompt>,
+    /// Seconds without activity after which the session expires; never if absent.
+    #[oai(nullable)]
+    ttl_seconds: Option<TtlSeconds>,
+}
+
+/// What to change about a session; absent fields stay as they are.
+#[derive(Object, Deserialize, Default)]
+#[serde(default)]
+struct SessionChange {
+    /// Null clears it.
+    #[oai(nullable)]
+    title: MaybeUndefined<Title>,
+    /// Null clears it; the server's own prompt is used then.
+    #[oai(nullable)]
+    system_prompt: MaybeUndefined<SystemPrompt>,
+    /// Counted from the last activity. Null: the session never expires.
+    #[oai(nullable)]
+    ttl_seconds: MaybeUndefined<TtlSeconds>,
+    /// A merge patch (RFC 7396): keys given are set, keys given as null are removed.
+    #[oai(nullable)]
+    metadata: Option<Metadata>,
+    /// False ends the session; true reopens it, also after it has expired.
+    #[oai(nullable)]
+    is_active: Option<bool>,
+}
+
+/// Where a fork came from.
+#[derive(Object)]
+struct ForkedFrom {
+    session_id: SessionId,
+    /// The last turn that was copied.
+    turn: i64,
+}
+
+/// A conversation and its owner.
+#[derive(Object)]
+#[oai(rename = "Session")]
+pub(super) struct SessionView {
+    session_id: SessionId,
+    user_id: UserId,
+    #[oai(nullable)]
+    title: Option<Title>,
+    metadata: Metadata,
+    #[oai(nullable)]
+    system_prompt: Option<SystemPrompt>,
+    created_at: Timestamp,
+    /// When a chat was last admitted, turns were appended, or the session was reopened.
+    last_activity: Timestamp,
+    /// Whether it can be chatted with: neither ended nor expired.
+    is_active: bool,
+    /// Made by a chat without a session; such sessions stay out of lists unless asked for.
+    temporary: bool,
+    #[oai(nullable)]
+    ttl_seconds: Option<TtlSeconds>,
+    /// The last activity plus `ttl_seconds`.
+    #[oai(nullable)]
+    expires_at: Option<Timestamp>,
+    /// When it was ended by a change of `is_active`.
+    #[oai(nullable)]
+    ended_at: Option<Timestamp>,
+    #[oai(nullable)]
+    forked_from: Option<ForkedFrom>,
+}
+
+/// Which parts of a session's memory exist.
+#[derive(Object)]
+struct MemoryOverview {
+    session_id: SessionId,
+    has_session_memory: bool,
+    has_working_memory: bool,
+    has_behavior_profile: bool,
+    /// Completed turns since creation.
+    #[oai(validator(minimum(value = "0")))]
+    conversation_turns: i64,
+}
+
+/// A session with an overview of its memory.
+#[derive(Object)]
+struct SessionWithMemory {
+    #[oai(flatten)]
+    session: SessionView,
+    memory: MemoryOverview,
+}
+
+/// A deleted session.
+#[derive(Object)]
+struct Deletion {
+    /// Always true.
+    success: bool,
+    message: String,
+    session_id: SessionId,
+    timestamp: Timestamp,
+}
+
+#[derive(ApiResponse)]
+enum Deleted {
+    /// The session and all that came from it are gone.
+    #[oai(status = 200)]
+    Deleted(Json<Deletion>),
+}
+
+/// What sessions are ordered by.
+#[derive(Clone, Copy, Debug, Default, Enum)]
+#[oai(rename_all = "snake_case")]
+enum Order {
+    #[default]
+    LastActivity,
+    CreatedAt,
+}
+
+impl SessionView {
+    fn at(session: Session, now: Timestamp) -> Self {
+        let is_active = session.is_active(now);
+        let forked_from = session.forked_from_session.zip(session.forked_from_turn);
+        Self {
+            session_id: session.id,
+            user_id: session.user_id,
+            title: session.title,
+            metadata: session.metadata,
+            system_prompt: session.system_prompt,
+            created_at: session.created_at,
+            last_activity: session.last_activity,
+            is_active,
+            temporary: session.temporary,
+            ttl_seconds: session.ttl_seconds,
+            expires_at: session.expires_at,
+            ended_at: session.ended_at,
+            forked_from: forked_from.map(|(session_id, turn)| ForkedFrom { session_id, turn }),
+        }
+    }
+}
+
+impl From<SessionChange> for SessionPatch {
+    fn from(change: SessionChange) -> Self {
+        fn states<T>(field: MaybeUndefined<T>) -> Option<Option<T>> {
+            match field {
+                MaybeUndefined::Undefined => None,
+                MaybeUndefined::Null => Some(None),
+                MaybeUndefined::Value(value) => Some(Some(value)),
+            }
+        }
+        Self {
+            title: states(change.title),
+            system_prompt: states(change.system_prompt),
+            ttl_seconds: states(change.ttl_seconds),
+            metadata: change.metadata.map(|patch| patch.as_map().clone()),
+            is_active: change.is_active,
+        }
+    }
+}
+
+pub struct SessionsApi(pub Arc<App>);
+
+#[OpenApi(prefix_path = "/api/v1/sessions", tag = "Tag::Sessions")]
+impl SessionsApi {
+    /// Create a session
+    ///
+    /// The body may be empty. All parts of the session's memory exist from here on.
+    #[oai(path = "/", method = "post", operation_id = "createSession")]
+    async fn create(
+        &self,
+        caller: Caller,
+        body: OptionalJson<NewSession>,
+    ) -> Result<Created<SessionView>, ApiError> {
+        let (NewSession { user_id, metadata, title, system_prompt, ttl_seconds }, now) = (body.0, self.now());
+        let session = Session {
+            metadata: metadata.unwrap_or_default(),
+            title,
+            system_prompt,
+            ..Session::new(user_id.unwrap_or_default(), now).with_ttl(ttl_seconds)
+        };
+        self.0.store.insert_session(caller, session.clone()).await?;
+        Ok(created(SessionView::at(session, now), now))
+    }
+
+    /// List sessions
+    ///
+    /// In pages, newest first unless `direction` says otherwise. Temporary sessions are listed only by themselves.
+    #[expect(clippy::too_many_arguments, reason = "each is a parameter of the operation")]
+    #[oai(path = "/", method = "get", operation_id = "listSessions")]
+    async fn list(
+        &self,
+        caller: Caller,
+        /// Only this user's.
+        user_id: Query<Option<UserId>>,
+        /// Only those that are active, or are not.
+        is_active: Query<Option<bool>>,
+        /// Only those whose metadata has all these top-level keys with equal values: a JSON object.
+        metadata: Query<Option<MetadataFilter>>,
+        /// Only the temporary ones instead of only the others.
+        #[oai(default)]
+        temporary: Query<bool>,
+        /// What to order by.
+        #[oai(default)]
+        order: Query<Order>,
+        /// Newest first (`desc`, the default) or oldest first (`asc`).
+        direction: Query<Option<Direction>>,
+        /// Sessions on a page.
+        #[oai(default)]
+        limit: Query<Limit>,
+        /// `next_cursor` of the page before.
+        cursor: Query<Option<Cursor>>,
+    ) -> Result<Found<PageView<SessionView>>, ApiError> {
+        let now = self.now();
+        let (order, order_name) = match order.0 {
+            Order::LastActivity => (SessionOrder::LastActivity, "last_activity"),
+            Order::CreatedAt => (SessionOrder::CreatedAt, "created_at"),
+        };
+        let direction = direction.0.unwrap_or(Direction::Desc);
+        let filter = SessionFilter {
+            user: user_id.0,
+            is_active: is_active.0,
+            temporary: temporary.0,
+            metadata: metadata.0.unwrap_or_default().0,
+        };
+        let listing = Listing::of(&["sessions", order_name, direction.sql().1, &format!("{filter:?}")]);
+        let after = match &cursor.0 {
+            Some(cursor) => Some(cursor.position(listing).ok_or_else(ApiError::invalid_cursor)?),
+            None => None,
+        };
+        let page = self.0.store.sessions(caller, &filter, (order, direction), after, limit.0.0, now).await?;
+        let page = page.map(|session| SessionView::at(session, now));
+        Ok(found(PageView::of(page, listing), now))
+    }
+
+    /// Continue where a user left off
+    ///
+    /// The user's active session with the newest activity. Temporary sessions are never continued.
+    #[oai(path = "/continue", method = "get", operation_id = "continueSession")]
+    async fn newest(
+        &self,
+        caller: Caller,
+        /// Whose session.
+        user_id: Query<UserId>,
+    ) -> Result<Found<SessionView>, ApiError> {
+        let now = self.now();
+        let session = self.0.store.newest_session(caller, &user_id, now).await?;
+        let session = session.ok_or_else(|| ApiError::no_session_found(&user_id))?;
+        Ok(found(SessionView::at(session, now), now))
+    }
+
+    /// Get a session
+    #[oai(path = "/:session_id", method = "get", operation_id = "getSession")]
+    async fn get(
+        &self,
+        caller: Caller,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+    ) -> Result<Found<SessionWithMemory>, ApiError> {
+        let not_found = || ApiError::session_not_found(&session_id.text);
+        let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
+        let session = self.0.store.session(caller, id).await?.ok_or_else(not_found)?;
+        let has_memory = self.0.store.has_memory(caller, id).await?;
+        let memory = MemoryOverview {
+            session_id: id,
+            has_session_memory: has_memory,
+            has_working_memory: has_memory,
+            has_behavior_profile: has_memory,
+            conversation_turns: session.completed_turns,
+        };
+        Ok(found(SessionWithMemory { session: SessionView::at(session, now), memory }, now))
+    }
+
+    /// Change a session
+    #[oai(path = "/:session_id", method = "patch", operation_id = "updateSession")]
+    async fn update(
+        &self,
+        caller: Caller,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+        body: Json<SessionChange>,
+    ) -> Result<Found<SessionView>, ApiError> {
+        let not_found = || ApiError::session_not_found(&session_id.text);
+        let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
+        let session = self.0.store.update_session(caller, id, body.0.into(), now).await?;
+        let session =
+            session.ok_or_else(not_found)?.map_err(|problem| ApiError::field("metadata", problem))?;
+        Ok(found(SessionView::at(session, now), now))
+    }
+
+    /// Delete a session
+    ///
+    /// Removes the session with its turns, its memory and what was learnt only from it, and answers when all of
+    /// it is gone. Forks are copies and stay.
+    #[oai(path = "/:session_id", method = "delete", operation_id = "deleteSession")]
+    async fn delete(
+        &self,
+        caller: Caller,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+    ) -> Result<Deleted, ApiError> {
+        let not_found = || ApiError::session_not_found(&session_id.text);
+        let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
+        // In a task of its own: a client that leaves does not leave a session half removed.
+        let store = self.0.store.clone();
+        let deleted = self.0.tasks.spawn(async move { store.delete_session(caller, id, now).await });
+        if !deleted.await.map_err(|_| ApiError::internal())?? {
+            return Err(not_found());
+        }
+        Ok(Deleted::Deleted(Json(Deletion {
+            success: true,
+            message: "Session deleted successfully".to_owned(),
+            session_id: id,
+            timestamp: self.now(),
+        })))
+    }
+}
+
+impl SessionsApi {
+    fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+}

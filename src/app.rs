@@ -1,0 +1,66 @@
+//! The wired parts of a running server; the only place that knows all concrete types.
+
+use std::sync::Arc;
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    chat::Engine,
+    config::{Config, ModelConfig},
+    domain::clock::{Clock, SystemClock},
+    model::{Model, builtin::Builtin, openai::OpenAi},
+    store::{ConnectError, Store},
+};
+
+/// What handlers work with.
+pub struct App {
+    pub store: Store,
+    pub engine: Engine,
+    pub clock: Arc<dyn Clock>,
+    /// Work that must finish though its client leaves.
+    pub tasks: TaskTracker,
+    /// Cancelled once the server begins to stop.
+    pub stopping: CancellationToken,
+}
+
+/// Why the parts could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Database(#[from] ConnectError),
+    #[error("{0}")]
+    Model(String),
+}
+
+impl App {
+    /// Migrates and opens the database, and connects the parts as `config` says.
+    pub async fn start(config: &Config) -> Result<Arc<Self>, StartError> {
+        Self::start_with(config, Arc::new(SystemClock)).await
+    }
+
+    /// The same by another clock.
+    pub async fn start_with(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>, StartError> {
+        let model = connect_model(&config.model).map_err(StartError::Model)?;
+        Store::migrate(&config.database).await?;
+        let store = Store::connect(&config.database).await?;
+        let engine = Engine::new(store.clone(), model, clock.clone(), config.chat.clone());
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        Ok(Arc::new(Self { store, engine, clock, tasks, stopping }))
+    }
+
+    /// Waits for turns and deletions under way, then closes the database.
+    pub async fn finish(&self) {
+        self.engine.finish().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.store.close().await;
+    }
+}
+
+/// The model that the settings name; fails with what to mend.
+pub fn connect_model(config: &ModelConfig) -> Result<Arc<dyn Model>, String> {
+    Ok(match config {
+        ModelConfig::Builtin => Arc::new(Builtin),
+        ModelConfig::OpenAi { url, model, key } => Arc::new(OpenAi::new(url, model.clone(), key.clone())?),
+    })
+}

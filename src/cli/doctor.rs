@@ -1,0 +1,125 @@
+//! `atlus doctor`: check settings, database, schema and model, and say what to mend. Changes nothing.
+
+use anyhow::bail;
+use clap::Args;
+
+use super::block_on;
+use crate::{
+    app::connect_model,
+    config::{Config, Settings},
+    domain::prompt::{Message, Role},
+    model::{Ask, Options},
+    store::{Kind, Store},
+};
+
+#[derive(Args)]
+pub(super) struct Doctor {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Doctor {
+    pub fn run(self) -> anyhow::Result<()> {
+        for name in Settings::unknown_variables() {
+            println!("settings  ! {name} is no setting of this release and means nothing");
+        }
+        let config = match self.settings.read() {
+            Ok(config) => config,
+            Err(error) => {
+                for problem in &error.0 {
+                    println!("settings  ✗ {problem}");
+                }
+                bail!("mend the settings first");
+            }
+        };
+        println!("settings  ✓");
+        block_on(async {
+            let database = check_database(&config).await;
+            let model = check_model(&config).await;
+            if !(database && model) {
+                bail!("not everything works; see above");
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Opens the database as a server would, without migrating it.
+async fn check_database(config: &Config) -> bool {
+    let settings = &config.database;
+    let status = match Store::schema_status(settings).await {
+        Ok(status) => status,
+        Err(error) => {
+            println!("database  ✗ {error}");
+            return false;
+        }
+    };
+    println!("database  ✓ {}", settings.url);
+    if !status.pending.is_empty() {
+        println!(
+            "schema    ! pending: {}; `atlus migrate` or the next start applies it",
+            status.pending.join(", ")
+        );
+        return true;
+    }
+    match Store::connect(settings).await {
+        Ok(store) => {
+            println!("schema    ✓ up to date");
+            let sound = settings.url.kind() == Kind::Postgres || check_integrity(&store).await;
+            store.close().await;
+            sound
+        }
+        Err(error) => {
+            println!("schema    ✗ {error}");
+            false
+        }
+    }
+}
+
+/// Looks for damage in a SQLite file.
+async fn check_integrity(store: &Store) -> bool {
+    match store.quick_check().await {
+        Ok(found) if found == "ok" => {
+            println!("integrity ✓");
+            true
+        }
+        Ok(damage) => {
+            println!("integrity ✗ {damage}; restore a backup");
+            false
+        }
+        Err(error) => {
+            println!("integrity ✗ {error}");
+            false
+        }
+    }
+}
+
+/// Asks the model for a word.
+async fn check_model(config: &Config) -> bool {
+    let model = match connect_model(&config.model) {
+        Ok(model) => model,
+        Err(error) => {
+            println!("model     ✗ {error}");
+            return false;
+        }
+    };
+    let options = Options { max_tokens: Some(16), ..Options::default() };
+    let ask = Ask { messages: vec![Message::new(Role::User, "Say hello.")], options };
+    let (provider, name) = (model.provider(), model.name());
+    match tokio::time::timeout(config.chat.model_timeout, model.reply(ask)).await {
+        Ok(Ok(_)) => {
+            println!("model     ✓ {provider}: {name}");
+            true
+        }
+        Ok(Err(error)) => {
+            println!(
+                "model     ✗ {provider}: {name}: {error}; check ATLUS_MODEL_URL, ATLUS_MODEL, ATLUS_MODEL_API_KEY"
+            );
+            false
+        }
+        Err(_) => {
+            println!("model     ✗ {provider}: {name}: no answer in time; check ATLUS_MODEL_URL");
+            false
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The command line: one file per command.
+
+mod doctor;
+mod migrate;
+mod openapi;
+mod serve;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Settings;
+
+/// Conversation sessions for assistants
+#[derive(Parser)]
+#[command(name = "atlus", version, about, long_about = None)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Migrate the database, then serve; also what plain `atlus` does
+    Serve(Serve),
+    /// Apply pending migrations and stop
+    Migrate(migrate::Migrate),
+    /// Print the OpenAPI document
+    Openapi(openapi::Openapi),
+    /// Check settings, database, schema and model, and say what to mend
+    Doctor(doctor::Doctor),
+}
+
+#[derive(Args)]
+struct Serve {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Cli {
+    /// Runs one command to its end.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            None => serve::run(&Settings::from_environment()),
+            Some(Command::Serve(serve)) => serve::run(&serve.settings),
+            Some(Command::Migrate(migrate)) => migrate.run(),
+            Some(Command::Openapi(openapi)) => openapi.run(),
+            Some(Command::Doctor(doctor)) => doctor.run(),
+        }
+    }
+}
+
+/// A runtime for commands that need no more than one thread.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}

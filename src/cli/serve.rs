@@ -1,0 +1,68 @@
+//! `atlus serve`: migrate, then serve until told to stop.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{
+    app::App,
+    config::{Config, Settings},
+    server, telemetry,
+};
+
+pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
+    telemetry::start(&settings.log)?;
+    for name in Settings::unknown_variables() {
+        tracing::warn!("{name} is no setting of this release and means nothing; see `atlus serve --help`");
+    }
+    let config = settings.read()?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(&config))
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    // Before the database is touched: a server that cannot listen should change nothing.
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; is another server running there? ATLUS_LISTEN names another",
+            config.listen
+        )
+    })?;
+    let app = App::start(config).await?;
+    stop_on_signal(&app)?;
+
+    let address = listener.local_addr()?;
+    let (database, model) = (&config.database.url, app.engine.model());
+    tracing::info!(%database, model = model.name(), provider = model.provider(), "listening on http://{address}");
+    if model.provider() == "builtin" {
+        tracing::info!(
+            "the built-in responder answers; ATLUS_MODEL_URL and ATLUS_MODEL connect a real model"
+        );
+    }
+    tracing::info!("explore the API at http://{address}/docs");
+    server::serve(listener, app, config.server, config.jobs).await;
+    Ok(())
+}
+
+/// The first SIGTERM or SIGINT stops the server in order, the second at once.
+fn stop_on_signal(app: &Arc<App>) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopping = app.stopping.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stopping.is_cancelled() {
+                tracing::warn!("stopped at once, by a second signal");
+                std::process::exit(1);
+            }
+            stopping.cancel();
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,350 @@
+//! Every setting once: its flag, its variable, its default, what it means, and whether its value makes sense.
+//!
+//! clap knows names, defaults and help; values are read here, all of them, so that one message names everything
+//! that is wrong.
+
+use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
+
+use clap::{Args, CommandFactory, Parser};
+use reqwest::Url;
+use secrecy::SecretString;
+
+use crate::{
+    chat::ChatSettings,
+    domain::session::SystemPrompt,
+    jobs::Schedule,
+    server::ServerSettings,
+    store::{DatabaseSettings, DatabaseUrl},
+};
+
+/// The settings as they are given, each as text.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Address and port to listen on
+    #[arg(long, env = "ATLUS_LISTEN", default_value = "127.0.0.1:5000", hide_env_values = true)]
+    listen: String,
+
+    /// Whether callers must show a key. `auto`: not while listening on a loopback address, and on any other the
+    /// server refuses to start, since keys are not part of this release; `off`: everybody who reaches the
+    /// server may read and change everything
+    #[arg(long, env = "ATLUS_AUTH", default_value = "auto", hide_env_values = true)]
+    auth: String,
+
+    /// `sqlite://PATH` (created when missing) or `postgres://USER@HOST/DATABASE`; else DATABASE_URL
+    /// [default: sqlite://atlus.db]
+    #[arg(long, env = "ATLUS_DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+
+    /// A direct URL for migrations where the main one goes through a pooler
+    #[arg(long, env = "ATLUS_MIGRATION_DATABASE_URL", hide_env_values = true)]
+    migration_database_url: Option<String>,
+
+    /// The most connections to Postgres, 5 to 1000 (SQLite always has one that writes and four that read)
+    #[arg(long, env = "ATLUS_DATABASE_CONNECTIONS", default_value = "16", hide_env_values = true)]
+    database_connections: String,
+
+    /// How long one database statement may take
+    #[arg(long, env = "ATLUS_DATABASE_TIMEOUT", default_value = "10s", hide_env_values = true)]
+    database_timeout: String,
+
+    /// Base URL, with its /v1, of an OpenAI-compatible server; unset: the built-in responder
+    #[arg(long, env = "ATLUS_MODEL_URL", hide_env_values = true)]
+    model_url: Option<String>,
+
+    /// Name of the model to ask for
+    #[arg(long, env = "ATLUS_MODEL", hide_env_values = true)]
+    model: Option<String>,
+
+    /// Key for the model server
+    #[arg(long, env = "ATLUS_MODEL_API_KEY", hide_env_values = true)]
+    model_api_key: Option<String>,
+
+    /// The model's time for a whole answer
+    #[arg(long, env = "ATLUS_MODEL_TIMEOUT", default_value = "120s", hide_env_values = true)]
+    model_timeout: String,
+
+    /// What the model is told where a session has no prompt of its own
+    #[arg(
+        long,
+        env = "ATLUS_SYSTEM_PROMPT",
+        default_value = "You are a helpful assistant.",
+        hide_env_values = true
+    )]
+    system_prompt: String,
+
+    /// Tokens that the model is shown at most (estimated), 256 to 10000000; a longer message goes alone
+    #[arg(long, env = "ATLUS_CONTEXT_TOKENS", default_value = "8000", hide_env_values = true)]
+    context_tokens: String,
+
+    /// The last turns that are shown before other parts of the context, as far as tokens reach, 0 to 1000
+    #[arg(long, env = "ATLUS_CONTEXT_TURNS", default_value = "6", hide_env_values = true)]
+    context_turns: String,
+
+    /// How long inactive sessions are kept, e.g. 90d; unset: for ever. Temporary ones are kept 7 days
+    #[arg(long, env = "ATLUS_RETENTION", hide_env_values = true)]
+    retention: Option<String>,
+
+    /// The longest message, in characters
+    #[arg(long, env = "ATLUS_MAX_MESSAGE_CHARS", default_value = "32000", hide_env_values = true)]
+    max_message_chars: String,
+
+    /// The largest request body, in bytes
+    #[arg(long, env = "ATLUS_MAX_BODY_BYTES", default_value = "1048576", hide_env_values = true)]
+    max_body_bytes: String,
+
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// How the server logs.
+#[derive(Args, Clone, Debug)]
+pub struct LogSettings {
+    /// What to log: a level, or levels by module; else RUST_LOG [default: info]
+    #[arg(long, env = "ATLUS_LOG", hide_env_values = true)]
+    pub log: Option<String>,
+
+    /// `text` or `json` [default: text on a terminal, else json]
+    #[arg(long, env = "ATLUS_LOG_FORMAT", hide_env_values = true)]
+    pub log_format: Option<String>,
+}
+
+/// The settings, read and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub database: DatabaseSettings,
+    pub model: ModelConfig,
+    pub chat: ChatSettings,
+    pub server: ServerSettings,
+    pub jobs: Schedule,
+}
+
+/// Which model answers.
+#[derive(Clone, Debug)]
+pub enum ModelConfig {
+    Builtin,
+    OpenAi { url: Url, model: String, key: Option<SecretString> },
+}
+
+/// Everything that is wrong with the settings, a line each.
+#[derive(Debug, thiserror::Error)]
+#[error("the settings cannot be used:\n{}", .0.iter().map(|problem| format!("  - {problem}")).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+/// Lets the settings stand alone, where no command line names them.
+#[derive(Parser)]
+#[command(name = "atlus")]
+struct Alone {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Settings {
+    /// The settings from environment variables and defaults only.
+    pub fn from_environment() -> Self {
+        Alone::parse_from(["atlus"]).settings
+    }
+
+    /// Variables that begin with `ATLUS_` and mean nothing.
+    pub fn unknown_variables() -> Vec<String> {
+        let command = Alone::command();
+        let known: Vec<_> = command.get_arguments().filter_map(|argument| argument.get_env()).collect();
+        let given = std::env::vars_os().map(|(name, _)| name);
+        let unknown = given.filter(|name| name.to_string_lossy().starts_with("ATLUS_"));
+        let unknown = unknown.filter(|name| !known.contains(&name.as_os_str()));
+        unknown.map(|name| name.to_string_lossy().into_owned()).collect()
+    }
+
+    /// Reads every value; fails with all that is wrong.
+    pub fn read(&self) -> Result<Config, ConfigError> {
+        let mut problems = Problems(Vec::new());
+        let listen =
+            problems.parse("ATLUS_LISTEN", &self.listen, "must be an address and a port: 127.0.0.1:5000");
+        self.check_auth(listen, &mut problems);
+        let database = self.database_settings(&mut problems);
+        let model = self.model_config(&mut problems);
+        let model_timeout = problems.duration("ATLUS_MODEL_TIMEOUT", &self.model_timeout);
+        let chat = ChatSettings {
+            system_prompt: self.system_prompt.clone(),
+            context_tokens: problems.within("ATLUS_CONTEXT_TOKENS", &self.context_tokens, 256, 10_000_000),
+            context_turns: problems.within("ATLUS_CONTEXT_TURNS", &self.context_turns, 0, 1000),
+            max_message_chars: problems
+                .within("ATLUS_MAX_MESSAGE_CHARS", &self.max_message_chars, 1, 10_000_000),
+            model_timeout,
+            lease: Duration::from_secs(15),
+            lease_renewal: Duration::from_secs(5),
+            max_wait: Duration::from_secs(60),
+        };
+        if let Err(problem) = SystemPrompt::try_from(self.system_prompt.clone()) {
+            problems.0.push(format!("ATLUS_SYSTEM_PROMPT {problem}"));
+        }
+        let server = ServerSettings {
+            max_body_bytes: problems.within("ATLUS_MAX_BODY_BYTES", &self.max_body_bytes, 1024, 1 << 30),
+            // A turn under way may take as long as its model, and a moment to be stored.
+            grace: model_timeout + Duration::from_secs(10),
+        };
+        let jobs = Schedule {
+            often: Duration::from_secs(3),
+            seldom: Duration::from_secs(60),
+            retention: given(self.retention.as_ref())
+                .map(|retention| problems.duration("ATLUS_RETENTION", retention)),
+        };
+        match (listen, database, model) {
+            (Some(listen), Some(database), Some(model)) if problems.0.is_empty() => {
+                Ok(Config { listen, database, model, chat, server, jobs })
+            }
+            _ => Err(ConfigError(problems.0)),
+        }
+    }
+
+    /// Only what concerns the database, for commands that need no more.
+    pub fn read_database(&self) -> Result<DatabaseSettings, ConfigError> {
+        let mut problems = Problems(Vec::new());
+        let database = self.database_settings(&mut problems);
+        database.filter(|_| problems.0.is_empty()).ok_or(ConfigError(problems.0))
+    }
+
+    fn check_auth(&self, listen: Option<SocketAddr>, problems: &mut Problems) {
+        match self.auth.as_str() {
+            "off" => {}
+            "auto" if listen.is_none_or(|address| address.ip().is_loopback()) => {}
+            "auto" => problems.0.push(format!(
+                "ATLUS_LISTEN {} can be reached from other machines, and this release has no keys: listen on \
+                 127.0.0.1, or set ATLUS_AUTH=off to let everybody who reaches it read and change everything",
+                self.listen
+            )),
+            other => problems.0.push(format!("ATLUS_AUTH must be auto or off, not {other:?}")),
+        }
+    }
+
+    fn database_settings(&self, problems: &mut Problems) -> Option<DatabaseSettings> {
+        let fallback = std::env::var("DATABASE_URL").ok();
+        let (name, url) = match (given(self.database_url.as_ref()), given(fallback.as_ref())) {
+            (Some(url), _) => ("ATLUS_DATABASE_URL", url),
+            (None, Some(url)) => ("DATABASE_URL", url),
+            (None, None) => ("ATLUS_DATABASE_URL", "sqlite://atlus.db"),
+        };
+        let url: Option<DatabaseUrl> = problems.read(name, url);
+        let migration_url: Option<DatabaseUrl> = given(self.migration_database_url.as_ref())
+            .and_then(|url| problems.read("ATLUS_MIGRATION_DATABASE_URL", url));
+        let connections = problems.within("ATLUS_DATABASE_CONNECTIONS", &self.database_connections, 5, 1000);
+        let statement_timeout = problems.duration("ATLUS_DATABASE_TIMEOUT", &self.database_timeout);
+        let url = url?;
+        if migration_url.as_ref().is_some_and(|migrations| migrations.kind() != url.kind()) {
+            problems.0.push(
+                "ATLUS_MIGRATION_DATABASE_URL and ATLUS_DATABASE_URL must name the same kind of database"
+                    .to_owned(),
+            );
+        }
+        Some(DatabaseSettings { url, migration_url, connections, statement_timeout })
+    }
+
+    fn model_config(&self, problems: &mut Problems) -> Option<ModelConfig> {
+        let key = given(self.model_api_key.as_ref()).map(SecretString::from);
+        let (url, model) = (given(self.model_url.as_ref()), given(self.model.as_ref()));
+        let Some(url) = url else {
+            for (name, set) in [("ATLUS_MODEL", model.is_some()), ("ATLUS_MODEL_API_KEY", key.is_some())] {
+                if set {
+                    problems.0.push(format!(
+                        "{name} is set, but ATLUS_MODEL_URL is not: name the model server too"
+                    ));
+                }
+            }
+            return Some(ModelConfig::Builtin);
+        };
+        if model.is_none() {
+            problems.0.push("ATLUS_MODEL_URL is set, but ATLUS_MODEL is not: name the model too".to_owned());
+        }
+        let url: Option<Url> =
+            problems.parse("ATLUS_MODEL_URL", url, "must be a URL: http://127.0.0.1:11434/v1");
+        if url.as_ref().is_some_and(|url| !matches!(url.scheme(), "http" | "https")) {
+            problems.0.push("ATLUS_MODEL_URL must begin with http:// or https://".to_owned());
+        }
+        Some(ModelConfig::OpenAi { url: url?, model: model?.to_owned(), key })
+    }
+}
+
+/// A variable that is set to nothing is not set.
+fn given(value: Option<&String>) -> Option<&str> {
+    value.map(String::as_str).filter(|value| !value.is_empty())
+}
+
+/// What is wrong so far. Each reader returns a stand-in where it finds something, so that the rest is read too.
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn parse<T: FromStr>(&mut self, name: &str, text: &str, advice: &str) -> Option<T> {
+        let value = text.parse().ok();
+        if value.is_none() {
+            self.0.push(format!("{name} {advice}, not {text:?}"));
+        }
+        value
+    }
+
+    /// For values that may hold a secret and whose reader says itself what to mend.
+    fn read<T: FromStr<Err = String>>(&mut self, name: &str, text: &str) -> Option<T> {
+        text.parse().map_err(|problem| self.0.push(format!("{name} {problem}"))).ok()
+    }
+
+    fn within<T: FromStr + PartialOrd + Display + Copy>(
+        &mut self,
+        name: &str,
+        text: &str,
+        min: T,
+        max: T,
+    ) -> T {
+        match text.parse::<T>() {
+            Ok(value) if (min..=max).contains(&value) => value,
+            _ => {
+                self.0.push(format!("{name} must be a whole number from {min} to {max}, not {text:?}"));
+                min
+            }
+        }
+    }
+
+    fn duration(&mut self, name: &str, text: &str) -> Duration {
+        match humantime::parse_duration(text) {
+            Ok(duration) if !duration.is_zero() => duration,
+            _ => {
+                self.0.push(format!("{name} must be a duration such as 500ms, 3s, 24h or 90d, not {text:?}"));
+                Duration::from_secs(1)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(flags: &[&str]) -> Settings {
+        let flags = ["atlus", "--database-url", "sqlite://x.db"].iter().chain(flags);
+        Alone::try_parse_from(flags).unwrap().settings
+    }
+
+    #[test]
+    fn one_message_names_everything_that_is_wrong() {
+        let wrong = settings(&[
+            "--listen", "here", "--model", "x", "--database-timeout", "soon", "--context-turns", "-",
+        ]);
+        let message = wrong.read().unwrap_err().to_string();
+        for name in ["ATLUS_LISTEN", "ATLUS_MODEL ", "ATLUS_DATABASE_TIMEOUT", "ATLUS_CONTEXT_TURNS"] {
+            assert!(message.contains(name), "{name} in {message}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_others_reach_is_refused_unless_told_in_plain_words() {
+        let message = settings(&["--listen", "0.0.0.0:5000"]).read().unwrap_err().to_string();
+        assert!(message.contains("ATLUS_AUTH=off"), "{message}");
+        assert!(settings(&["--listen", "0.0.0.0:5000", "--auth", "off"]).read().is_ok());
+        assert!(settings(&["--listen", "[::1]:5000"]).read().is_ok());
+    }
+
+    #[test]
+    fn a_wrong_database_url_is_refused_without_its_password() {
+        let flags = ["atlus", "--database-url", "mysql://me:secret@host/db"];
+        let message = Alone::try_parse_from(flags).unwrap().settings.read().unwrap_err().to_string();
+        assert!(message.contains("sqlite:// or postgres://") && !message.contains("secret"), "{message}");
+    }
+}

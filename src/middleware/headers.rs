@@ -1,0 +1,26 @@
+//! Headers that keep browsers from doing more with an answer than was meant.
+
+use std::sync::Arc;
+
+use poem::{
+    Endpoint, Request, Response, Result,
+    http::{HeaderName, HeaderValue, header},
+};
+
+/// The usual security headers; an answer that has set one itself keeps its own.
+const HEADERS: [(HeaderName, &str); 6] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (header::CACHE_CONTROL, "no-store"),
+];
+
+pub async fn headers<E: Endpoint<Output = Response>>(next: Arc<E>, request: Request) -> Result<Response> {
+    let mut response = next.call(request).await?;
+    for (name, value) in HEADERS {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    Ok(response)
+}

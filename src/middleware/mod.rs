@@ -1,0 +1,7 @@
+//! What happens to every request, whoever sent it. From the outside in: [`request_id`], [`access_log`],
+//! [`headers`], [`refuse`].
+
+pub mod access_log;
+pub mod headers;
+pub mod refuse;
+pub mod request_id;
