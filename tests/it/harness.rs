@@ -1,0 +1,421 @@
+//! A real server on a database of its own; one per test.
+
+use std::{
+    ops::Deref,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use atlus::{
+    app::App,
+    config::{Config, ModelConfig, Settings},
+    domain::clock::{Clock, Timestamp},
+    jobs, server,
+    store::{DatabaseSettings, Kind, Store},
+};
+use clap::Parser;
+use reqwest::{Client as Http, Method, RequestBuilder, header::HeaderMap};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpListener,
+    process::{Child, Command},
+    sync::{OnceCell, mpsc},
+};
+
+/// Writes each test twice, once for each database.
+macro_rules! on_both {
+    ($( $(#[$meta:meta])* async fn $name:ident($arg:ident: $ty:ty) $body:block )*) => { $(
+        mod $name {
+            use super::*;
+            async fn test($arg: $ty) $body
+            $(#[$meta])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() { test(<$ty>::on(atlus::store::Kind::Sqlite).await).await }
+            $(#[$meta])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() { test(<$ty>::on(atlus::store::Kind::Postgres).await).await }
+        }
+    )* };
+}
+pub(crate) use on_both;
+
+/// An empty database that goes with the test.
+pub struct Database {
+    pub kind: Kind,
+    /// Where servers connect: through the pooler that `ATLUS_TEST_POOLER` names, if it does.
+    pub url: String,
+    /// Where migrations connect.
+    pub direct: String,
+    /// Where its file is, if it has one; removed with it.
+    _folder: TempDir,
+}
+
+impl Database {
+    /// One that has never been migrated.
+    pub async fn empty(kind: Kind) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let direct = match kind {
+            Kind::Sqlite => format!("sqlite://{}", folder.path().join("atlus.db").display()),
+            Kind::Postgres => create_postgres(None).await,
+        };
+        Self { kind, url: pooled(&direct), direct, _folder: folder }
+    }
+
+    /// One with its schema in place.
+    pub async fn on(kind: Kind) -> Self {
+        match kind {
+            Kind::Sqlite => {
+                let database = Self::empty(kind).await;
+                Store::migrate(&database.settings()).await.unwrap();
+                database
+            }
+            Kind::Postgres => {
+                let direct = create_postgres(Some(postgres_template().await)).await;
+                Self { kind, url: pooled(&direct), direct, _folder: tempfile::tempdir().unwrap() }
+            }
+        }
+    }
+
+    pub fn settings(&self) -> DatabaseSettings {
+        self.config().database
+    }
+
+    /// The settings of a server on this database.
+    pub fn config(&self) -> Config {
+        let flags = ["--database-url", &self.url, "--migration-database-url", &self.direct];
+        let flags = ["atlus", "--listen", "127.0.0.1:0"].into_iter().chain(flags);
+        Flags::try_parse_from(flags).unwrap().settings.read().unwrap()
+    }
+
+    /// The same for the binary.
+    pub fn variables(&self) -> [(&str, &str); 2] {
+        [("ATLUS_DATABASE_URL", &self.url), ("ATLUS_MIGRATION_DATABASE_URL", &self.direct)]
+    }
+
+    pub async fn store(&self) -> Store {
+        Store::connect(&self.settings()).await.unwrap()
+    }
+}
+
+fn postgres_server() -> String {
+    std::env::var("ATLUS_TEST_POSTGRES_URL")
+        .expect("ATLUS_TEST_POSTGRES_URL must name a Postgres server for tests; scripts/test starts one")
+}
+
+/// The way to a database through the pooler of the test run (`host:port`), if it has one.
+fn pooled(direct: &str) -> String {
+    match (std::env::var("ATLUS_TEST_POOLER"), direct.split_once('@')) {
+        (Ok(pooler), Some((user, rest))) => {
+            format!("{user}@{pooler}/{}", rest.split_once('/').unwrap().1)
+        }
+        _ => direct.to_owned(),
+    }
+}
+
+/// Makes a database on the test server; its URL.
+async fn create_postgres(template: Option<&str>) -> String {
+    let server = postgres_server();
+    let name = format!("atlus_{}", uuid::Uuid::new_v4().simple());
+    let template = template.unwrap_or("template1");
+    let mut admin = PgConnection::connect(&server).await.unwrap();
+    let sql = format!("CREATE DATABASE {name} TEMPLATE {template}");
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
+    admin.close().await.unwrap();
+    let (base, _) = server.rsplit_once('/').unwrap();
+    format!("{base}/{name}")
+}
+
+/// A migrated database to copy from: copying is faster than migrating.
+async fn postgres_template() -> &'static str {
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    TEMPLATE
+        .get_or_init(|| async {
+            let database = Database::empty(Kind::Postgres).await;
+            Store::migrate(&database.settings()).await.unwrap();
+            database.direct.rsplit_once('/').unwrap().1.to_owned()
+        })
+        .await
+}
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// A clock that stands still unless it is told to move.
+pub struct TestClock(AtomicI64);
+
+impl TestClock {
+    pub fn advance(&self, span: Duration) {
+        self.0.fetch_add(i64::try_from(span.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// A server in this process.
+pub struct Server {
+    pub client: Client,
+    pub app: Arc<App>,
+    pub clock: Arc<TestClock>,
+    pub database: Arc<Database>,
+}
+
+impl Deref for Server {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Server {
+    /// A server with the built-in responder and default settings.
+    pub async fn on(kind: Kind) -> Self {
+        Self::with(Database::on(kind).await, |_| {}).await
+    }
+
+    /// A server with other settings.
+    pub async fn with(database: Database, change: impl FnOnce(&mut Config)) -> Self {
+        Self::beside(Arc::new(database), change).await
+    }
+
+    /// One more server on a database.
+    pub async fn beside(database: Arc<Database>, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = database.config();
+        // Jobs run when a test runs them.
+        (config.jobs.often, config.jobs.seldom) = (Duration::from_secs(3600), Duration::from_secs(3600));
+        change(&mut config);
+        // 2024-01-01T12:00:00.000Z
+        let clock = Arc::new(TestClock(AtomicI64::new(1_704_110_400_000)));
+        let app = App::start_with(&config, clock.clone()).await.unwrap();
+        let listener = TcpListener::bind(config.listen).await.unwrap();
+        let client = Client::new(&listener.local_addr().unwrap().to_string());
+        tokio::spawn(server::serve(listener, app.clone(), config.server, config.jobs));
+        Self { client, app, clock, database }
+    }
+
+    /// A server whose model is an OpenAI-compatible server at `url`.
+    pub async fn with_model(kind: Kind, url: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let model = ModelConfig::OpenAi {
+            url: url.parse().unwrap(),
+            model: "scripted".to_owned(),
+            key: Some("sk-test-key-of-ours".into()),
+        };
+        Self::with(Database::on(kind).await, |config| {
+            config.model = model;
+            change(config);
+        })
+        .await
+    }
+
+    pub async fn run_jobs(&self, retention: Option<Duration>) {
+        jobs::leases::fail_abandoned_turns(&self.app).await.unwrap();
+        jobs::erasures::finish_deletions(&self.app).await.unwrap();
+        jobs::retention::remove_old_sessions(&self.app, retention).await.unwrap();
+    }
+
+    /// How many rows of a table satisfy a condition.
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        let (count,): (i64,) = self.app.store.database().read(sql).one().await.unwrap();
+        count
+    }
+}
+
+/// Speaks to a server; every answer is checked against the document.
+#[derive(Clone)]
+pub struct Client {
+    pub base: String,
+    pub http: Http,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Client {
+    pub fn new(address: &str) -> Self {
+        // The one client that the library sets up too.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Http::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
+        Self { base: format!("http://{address}"), http }
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}/api/v1{path}", self.base))
+    }
+
+    /// Sends a request and checks the answer against the document.
+    pub async fn send(&self, request: RequestBuilder) -> Answer {
+        let request = request.build().unwrap();
+        let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let response = self.http.execute(request).await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        crate::schema::check(&method, &path, status, &body);
+        assert!(
+            headers.contains_key("x-request-id") && headers.contains_key("x-process-time"),
+            "{headers:?}"
+        );
+        Answer { status, headers, body }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    /// A GET with one query parameter of any text.
+    pub async fn get_with(&self, path: &str, name: &str, value: &str) -> Answer {
+        let mut request = self.request(Method::GET, path).build().unwrap();
+        request.url_mut().query_pairs_mut().append_pair(name, value);
+        self.send(RequestBuilder::from_parts(self.http.clone(), request)).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.send(self.request(Method::POST, path).json(&body)).await
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.send(self.request(Method::PATCH, path).json(&body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(self.request(Method::DELETE, path)).await
+    }
+
+    /// Makes a session; its id.
+    pub async fn session(&self, body: Value) -> String {
+        let made = self.post("/sessions", body).await;
+        assert_eq!(made.status, 201, "{made:?}");
+        made.data()["session_id"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn chat(&self, session: &str, message: &str) -> Answer {
+        self.post("/chat", json!({"session_id": session, "message": message})).await
+    }
+
+    /// Says something that must be answered; the answer.
+    pub async fn say(&self, session: &str, message: &str) -> String {
+        let answer = self.chat(session, message).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.data()["response"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn data(&self) -> &Value {
+        assert_eq!(self.body["success"], true, "{self:?}");
+        &self.body["data"]
+    }
+
+    /// Asserts that this is a refusal with this code, in the contract's shape.
+    #[track_caller]
+    pub fn refused(&self, status: u16, code: &str) -> &str {
+        assert_eq!((self.status, &self.body["error"]["code"]), (status, &code.into()), "{self:?}");
+        assert_eq!(self.body["success"], false);
+        assert_eq!(self.body["error"]["status"], status);
+        assert_eq!(self.headers["x-request-id"], self.body["request_id"].as_str().unwrap());
+        self.body["error"]["message"].as_str().unwrap()
+    }
+
+    pub fn items(&self) -> &[Value] {
+        self.data()["items"].as_array().unwrap()
+    }
+}
+
+/// The binary, running.
+pub struct Process {
+    pub client: Client,
+    pub child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+}
+
+impl Deref for Process {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// The binary's command line, without settings from around the tests.
+pub fn atlus(args: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_atlus"));
+    command.args(args).env_clear().envs(variables.iter().copied());
+    command.env("ATLUS_LOG_FORMAT", "text").stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+impl Process {
+    /// Starts a server and waits until it listens.
+    pub async fn start(database: &Database, variables: &[(&str, &str)]) -> Self {
+        let mut process = Self::spawn(database, variables);
+        process.listening().await;
+        process
+    }
+
+    /// Starts a server.
+    pub fn spawn(database: &Database, variables: &[(&str, &str)]) -> Self {
+        let mut command = atlus(&[], variables);
+        command.envs(database.variables()).env("ATLUS_LISTEN", "127.0.0.1:0");
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut output = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, lines) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = output.next_line().await {
+                let _ = sender.send(line);
+            }
+        });
+        Self { client: Client::new(""), child, lines }
+    }
+
+    /// Waits until it listens.
+    pub async fn listening(&mut self) {
+        let line = self.line("listening on http://").await;
+        let address = line.split_once("listening on http://").unwrap().1.split_whitespace().next().unwrap();
+        self.client = Client::new(address);
+    }
+
+    /// Waits for a line of its log.
+    pub async fn line(&mut self, containing: &str) -> String {
+        let mut seen = Vec::new();
+        let found = tokio::time::timeout(Duration::from_secs(60), async {
+            while let Some(line) = self.lines.recv().await {
+                if line.contains(containing) {
+                    return Some(line);
+                }
+                seen.push(line);
+            }
+            None
+        });
+        let found = found.await.ok().flatten();
+        found.unwrap_or_else(|| panic!("no line with {containing:?} but {seen:#?}"))
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().unwrap().to_string();
+        let sent = std::process::Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}

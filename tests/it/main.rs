@@ -1,0 +1,17 @@
+//! The tests: real servers on real databases, each test written once and run on both.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod chat;
+mod context;
+mod failures;
+mod harness;
+mod house;
+mod models;
+mod openapi;
+mod operations;
+mod processes;
+mod schema;
+mod sessions;
+mod store;
+mod turns;

@@ -1,0 +1,98 @@
+//! Checks answers against the OpenAPI document, strictly: a field that is not described is an error too.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex},
+};
+
+use atlus::api::document;
+use jsonschema::Validator;
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+pub static DOCUMENT: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(&document::text(document::Format::Json)).unwrap());
+
+/// The same with its schemas as JSON Schema, which has no `nullable`.
+static STRICT: LazyLock<Value> = LazyLock::new(|| json_schema(DOCUMENT.clone()));
+
+type Validators = Mutex<HashMap<(Method, String, String), Arc<Validator>>>;
+static VALIDATORS: LazyLock<Validators> = LazyLock::new(Default::default);
+
+/// Panics unless the document allows this answer. Paths it does not know must be failures.
+pub fn check(method: &Method, path: &str, status: u16, body: &Value) {
+    let Some(template) = template(path) else {
+        assert!(
+            status >= 300 || !path.starts_with("/api/"),
+            "{path} is not in the document but answered {status}"
+        );
+        return check_failure(status, body);
+    };
+    let Some(operation) = STRICT["paths"][&template].get(method.as_str().to_lowercase()) else {
+        assert!(*method == Method::HEAD || status == 405, "{method} {template} answered {status}");
+        return check_failure(status, body);
+    };
+    let responses = operation["responses"].as_object().unwrap();
+    let range = format!("{}XX", status / 100);
+    let key = [status.to_string(), range].into_iter().find(|key| responses.contains_key(key));
+    let key = key.unwrap_or_else(|| panic!("{method} {template} does not say that it answers {status}"));
+    let schema = &responses[&key]["content"]["application/json"]["schema"];
+    validate(&(method.clone(), template, key), schema, body);
+}
+
+fn check_failure(status: u16, body: &Value) {
+    if status >= 400 && *body != Value::String(String::new()) {
+        let schema = json!({"$ref": "#/components/schemas/Failure"});
+        validate(&(Method::GET, "Failure".to_owned(), String::new()), &schema, body);
+    }
+}
+
+fn validate(key: &(Method, String, String), schema: &Value, body: &Value) {
+    let validator = VALIDATORS
+        .lock()
+        .unwrap()
+        .entry(key.clone())
+        .or_insert_with(|| {
+            let mut root = schema.clone();
+            root["components"] = STRICT["components"].clone();
+            Arc::new(jsonschema::options().should_validate_formats(true).build(&root).unwrap())
+        })
+        .clone();
+    let errors: Vec<_> =
+        validator.iter_errors(body).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(errors.is_empty(), "{key:?} answered what the document does not allow: {errors:#?} in {body:#}");
+}
+
+/// The path of the document that a real path belongs to; literal parts win over parameters.
+fn template(path: &str) -> Option<String> {
+    let fits = |template: &str| {
+        let (mut given, mut wanted) = (path.split('/'), template.split('/'));
+        loop {
+            match (given.next(), wanted.next()) {
+                (None, None) => return true,
+                (Some(given), Some(wanted))
+                    if wanted == given || (wanted.starts_with('{') && !given.is_empty()) => {}
+                _ => return false,
+            }
+        }
+    };
+    let templates = DOCUMENT["paths"].as_object().unwrap().keys();
+    templates.filter(|template| fits(template)).min_by_key(|template| template.matches('{').count()).cloned()
+}
+
+fn json_schema(value: Value) -> Value {
+    match value {
+        Value::Array(items) => items.into_iter().map(json_schema).collect(),
+        Value::Object(map) => {
+            let mut map: Map<_, _> = map.into_iter().map(|(key, value)| (key, json_schema(value))).collect();
+            if map.contains_key("properties") && map.get("type") == Some(&json!("object")) {
+                map.entry("additionalProperties").or_insert(json!(false));
+            }
+            if map.remove("nullable") == Some(json!(true)) {
+                return json!({"anyOf": [map, {"type": "null"}]});
+            }
+            Value::Object(map)
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,239 @@
+//! The store below the HTTP surface: what cannot be brought about from outside.
+
+use std::{sync::Arc, time::Duration};
+
+use atlus::{
+    domain::{
+        caller::Caller,
+        clock::Timestamp,
+        ids::{RequestId, SessionId},
+        json::Metadata,
+        session::{Session, UserId},
+    },
+    store::{self, Admission, ConnectError, Destination, Ended, Ending, NotAdmitted, Store, TurnKey},
+};
+
+use crate::harness::{Database, on_both};
+
+const NOW: Timestamp = Timestamp::from_millis(1_704_110_400_000);
+
+fn admission(session: Destination, lease_token: i64) -> Admission {
+    Admission {
+        session,
+        message: "hi".into(),
+        message_tokens: 1,
+        metadata: Metadata::default(),
+        request_id: RequestId::random(),
+        now: NOW,
+        lease_token,
+        lease: Duration::from_secs(15),
+    }
+}
+
+fn existing(id: SessionId) -> Destination {
+    Destination::Existing { id, user: None }
+}
+
+async fn session(store: &Store) -> SessionId {
+    let session = Session::new(UserId::default(), NOW);
+    store.insert_session(Caller::ANYONE, session.clone()).await.unwrap();
+    session.id
+}
+
+on_both! {
+    async fn a_write_that_fails_does_not_fail_those_it_shared_a_transaction_with(database: Database) {
+        let store = database.store().await;
+        let taken = Session::new(UserId::default(), NOW);
+        store.insert_session(Caller::ANYONE, taken.clone()).await.unwrap();
+        let good: Vec<_> = (0..100).map(|_| Session::new(UserId::default(), NOW)).collect();
+        let writes = good.iter().flat_map(|session| [session.clone(), taken.clone()]);
+        let outcomes = futures_util::future::join_all(
+            writes.map(|session| store.insert_session(Caller::ANYONE, session))
+        ).await;
+        for (i, outcome) in outcomes.into_iter().enumerate() {
+            match i % 2 {
+                0 => outcome.unwrap(),
+                _ => assert!(matches!(outcome, Err(store::Error::Taken { .. }))),
+            }
+        }
+        for session in good {
+            assert!(store.session(Caller::ANYONE, session.id).await.unwrap().is_some());
+        }
+    }
+
+    async fn a_write_is_done_though_nobody_waits_for_it(database: Database) {
+        let store = database.store().await;
+        let session = Session::new(UserId::default(), NOW);
+        let mut write = Box::pin(store.insert_session(Caller::ANYONE, session.clone()));
+        assert!(futures_util::poll!(&mut write).is_pending());
+        drop(write);
+        while store.session(Caller::ANYONE, session.id).await.unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn one_turn_of_a_session_runs_at_a_time_whatever_the_number_of_servers(database: Database) {
+        let stores = [database.store().await, database.store().await];
+        let id = session(&stores[0]).await;
+        let attempts = (1..=20).map(|token| {
+            let (store, admission) = (&stores[usize::from(token % 2 == 0)], admission(existing(id), token));
+            store.admit_turn(Caller::ANYONE, admission)
+        });
+        let outcomes = futures_util::future::join_all(attempts).await;
+        let admitted = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Ok(turn)) if turn.turn == 1)).count();
+        let busy = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Err(NotAdmitted::Busy { turn: 1 })))).count();
+        assert_eq!((admitted, busy), (1, 19));
+        // The database itself would refuse a second one.
+        let mut tx = stores[0].database().begin().await.unwrap();
+        let second = "INSERT INTO turns (session_id, tenant_id, turn, status, message_tokens, created_at, request_id, \
+             metadata, message) VALUES ($1, 1, 99, 'running', 0, 0, '', '', '')";
+        assert!(tx.sql(second).bind(id).run().await.unwrap_err().as_database_error().unwrap().is_unique_violation());
+    }
+
+    async fn what_may_have_been_written_can_be_written_again(database: Database) {
+        let store = database.store().await;
+        let id = session(&store).await;
+        let first = store.admit_turn(Caller::ANYONE, admission(existing(id), 7)).await.unwrap().unwrap();
+        let again = store.admit_turn(Caller::ANYONE, admission(existing(id), 7)).await.unwrap().unwrap();
+        assert_eq!((first.turn, again.turn), (1, 1));
+        let key = TurnKey { tenant: Caller::ANYONE.tenant, session: id, turn: 1, lease_token: 7 };
+        let completed = Ending::Completed {
+            response: "hello".into(), response_tokens: 2, model: "m".into(), usage: None
+        };
+        for _ in 0..2 {
+            let ended = store.end_turn(key, completed.clone(), Duration::ZERO, NOW).await.unwrap();
+            assert_eq!(ended, Ended::Stored);
+        }
+        let failed = Ending::Failed { code: "UPSTREAM_ERROR", message: "no".into() };
+        assert_eq!(store.end_turn(key, failed, Duration::ZERO, NOW).await.unwrap(), Ended::LeaseLost);
+        let stranger = TurnKey { lease_token: 8, ..key };
+        assert_eq!(store.end_turn(stranger, completed, Duration::ZERO, NOW).await.unwrap(), Ended::Gone);
+        assert_eq!(store.session(Caller::ANYONE, id).await.unwrap().unwrap().completed_turns, 1);
+    }
+
+    async fn activity_never_moves_backwards_though_clocks_do(database: Database) {
+        let store = database.store().await;
+        let id = session(&store).await;
+        let early = Admission { now: NOW - Duration::from_secs(60), ..admission(existing(id), 1) };
+        store.admit_turn(Caller::ANYONE, early).await.unwrap().unwrap();
+        assert_eq!(store.session(Caller::ANYONE, id).await.unwrap().unwrap().last_activity, NOW);
+    }
+
+    async fn a_transaction_that_is_dropped_leaves_nothing_and_blocks_nobody(database: Database) {
+        let store = database.store().await;
+        for _ in 0..30 {
+            let mut tx = store.database().begin().await.unwrap();
+            let insert = "INSERT INTO facts (tenant_id, user_id, key, updated_at, value) VALUES (1, 'u', 'k', 0, '1')";
+            tx.sql(insert).run().await.unwrap();
+        }
+        let (count,): (i64,) = store.database().read("SELECT COUNT(*) FROM facts").one().await.unwrap();
+        assert_eq!(count, 0);
+        session(&store).await;
+    }
+
+    async fn a_deletion_that_broke_off_is_finished_later(database: Database) {
+        let store = database.store().await;
+        let id = session(&store).await;
+        let mut tx = store.database().begin().await.unwrap();
+        // As left by a server that stopped after the first transaction, with more turns than go at once.
+        tx.sql("DELETE FROM sessions").run().await.unwrap();
+        tx.sql("INSERT INTO erasures (session_id, tenant_id, created_at) VALUES ($1, 1, 1000)").bind(id).run().await.unwrap();
+        for turn in 1..=1200_i64 {
+            tx.sql("INSERT INTO turns (session_id, tenant_id, turn, status, message_tokens, created_at, request_id, \
+                    metadata, message) VALUES ($1, 1, $2, 'completed', 0, 0, '', '{}', 'secret')")
+                .bind(id).bind(turn).run().await.unwrap();
+        }
+        tx.sql("INSERT INTO facts (tenant_id, user_id, key, session_id, turn, updated_at, value) \
+                VALUES (1, 'u', 'k', $1, 3, 0, '1'), (1, 'u', 'k', 0, 0, 0, '2')").bind(id).run().await.unwrap();
+        tx.commit().await.unwrap();
+
+        store.finish_erasures(Timestamp::from_millis(1000), 10).await.unwrap();
+        let left = "SELECT (SELECT COUNT(*) FROM turns), (SELECT COUNT(*) FROM facts), (SELECT COUNT(*) FROM erasures)";
+        let counts: (i64, i64, i64) = store.database().read(left).one().await.unwrap();
+        assert_eq!(counts, (1200, 2, 1));
+        store.finish_erasures(Timestamp::from_millis(1001), 10).await.unwrap();
+        let counts: (i64, i64, i64) = store.database().read(left).one().await.unwrap();
+        assert_eq!(counts, (0, 1, 0));
+    }
+
+    async fn a_binary_too_old_for_the_schema_says_so_and_changes_nothing(database: Database) {
+        let store = database.store().await;
+        let mut tx = store.database().begin().await.unwrap();
+        tx.sql("UPDATE schema_info SET minimum_binary = '99.1.0'").run().await.unwrap();
+        tx.commit().await.unwrap();
+        for refusal in [
+            Store::migrate(&database.settings()).await.unwrap_err(),
+            Store::connect(&database.settings()).await.err().unwrap(),
+        ] {
+            assert!(matches!(refusal, ConnectError::TooOld { .. }));
+            assert!(refusal.to_string().contains("needs atlus 99.1.0 or newer"), "{refusal}");
+        }
+    }
+
+    async fn a_binary_that_still_fits_runs_on_a_newer_schema(database: Database) {
+        let store = database.store().await;
+        let mut tx = store.database().begin().await.unwrap();
+        tx.sql("INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) \
+                SELECT 9999, 'of a later release', installed_on, success, checksum, execution_time FROM _sqlx_migrations")
+            .run().await.unwrap();
+        tx.sql("ALTER TABLE sessions ADD COLUMN added_later TEXT").run().await.unwrap();
+        tx.commit().await.unwrap();
+        Store::migrate(&database.settings()).await.unwrap();
+        let other = database.store().await;
+        let id = session(&other).await;
+        // Also through statements that were prepared before.
+        assert!(store.session(Caller::ANYONE, id).await.unwrap().is_some());
+    }
+
+    async fn instances_that_start_together_migrate_once(database: Database) {
+        let empty = Arc::new(Database::empty(database.kind).await);
+        let starts: Vec<_> = (0..6).map(|_| {
+            let empty = empty.clone();
+            tokio::spawn(async move { Store::migrate(&empty.settings()).await })
+        }).collect();
+        for start in starts {
+            start.await.unwrap().unwrap();
+        }
+        session(&empty.store().await).await;
+    }
+
+    async fn the_databases_clock_is_near_ours(database: Database) {
+        let store = database.store().await;
+        let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let clock = Duration::from_millis(store.clock().await.unwrap().as_millis().unsigned_abs());
+        assert!(clock.abs_diff(before) < Duration::from_secs(30));
+    }
+}
+
+#[tokio::test]
+async fn sqlite_is_set_up_to_survive_a_power_cut_and_to_overwrite_what_is_deleted() {
+    let database = Database::on(atlus::store::Kind::Sqlite).await;
+    let store = database.store().await;
+    let mut tx = store.database().begin().await.unwrap();
+    let pragmas = [
+        ("PRAGMA journal_mode", "wal"),
+        ("PRAGMA synchronous", "2"),
+        ("PRAGMA foreign_keys", "1"),
+        ("PRAGMA secure_delete", "1"),
+        ("PRAGMA auto_vacuum", "2"),
+        ("PRAGMA busy_timeout", "5000"),
+    ];
+    for (pragma, expected) in pragmas {
+        let value = match tx.sql(pragma).one::<(i64,)>().await {
+            Ok((number,)) => number.to_string(),
+            Err(_) => tx.sql(pragma).one::<(String,)>().await.unwrap().0,
+        };
+        assert_eq!(value, expected, "{pragma}");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_too_long_is_given_up() {
+    let database = Database::on(atlus::store::Kind::Postgres).await;
+    let mut settings = database.settings();
+    settings.statement_timeout = Duration::from_millis(100);
+    let store = Store::connect(&settings).await.unwrap();
+    let slow = store.database().read("SELECT 1::BIGINT FROM pg_sleep(30)").one::<(i64,)>().await;
+    assert!(matches!(store::Error::from(slow.unwrap_err()), store::Error::Unavailable(_)));
+    store.ping().await.unwrap();
+}
