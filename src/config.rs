@@ -8,6 +8,7 @@ use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
 use clap::{Args, CommandFactory, Parser};
 use reqwest::Url;
 use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
 
 use crate::{
     chat::ChatSettings,
@@ -92,20 +93,13 @@ pub struct Settings {
     #[arg(long, env = "ATLUS_MAX_BODY_BYTES", default_value = "1048576", hide_env_values = true)]
     max_body_bytes: String,
 
-    #[command(flatten)]
-    pub log: LogSettings,
-}
-
-/// How the server logs.
-#[derive(Args, Clone, Debug)]
-pub struct LogSettings {
     /// What to log: a level, or levels by module; else RUST_LOG [default: info]
     #[arg(long, env = "ATLUS_LOG", hide_env_values = true)]
-    pub log: Option<String>,
+    log: Option<String>,
 
     /// `text` or `json` [default: text on a terminal, else json]
     #[arg(long, env = "ATLUS_LOG_FORMAT", hide_env_values = true)]
-    pub log_format: Option<String>,
+    log_format: Option<String>,
 }
 
 /// The settings, read and checked.
@@ -117,6 +111,16 @@ pub struct Config {
     pub chat: ChatSettings,
     pub server: ServerSettings,
     pub jobs: Schedule,
+    pub log: LogConfig,
+}
+
+/// How the server logs.
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// A level, or levels by module.
+    pub directives: String,
+    /// Else text; absent: text on a terminal only.
+    pub json: Option<bool>,
 }
 
 /// Which model answers.
@@ -189,9 +193,10 @@ impl Settings {
             retention: given(self.retention.as_ref())
                 .map(|retention| problems.duration("ATLUS_RETENTION", retention)),
         };
+        let log = self.log_config(&mut problems);
         match (listen, database, model) {
             (Some(listen), Some(database), Some(model)) if problems.0.is_empty() => {
-                Ok(Config { listen, database, model, chat, server, jobs })
+                Ok(Config { listen, database, model, chat, server, jobs, log })
             }
             _ => Err(ConfigError(problems.0)),
         }
@@ -237,6 +242,28 @@ impl Settings {
             );
         }
         Some(DatabaseSettings { url, migration_url, connections, statement_timeout })
+    }
+
+    fn log_config(&self, problems: &mut Problems) -> LogConfig {
+        let fallback = std::env::var("RUST_LOG").ok();
+        let (name, directives) = match (given(self.log.as_ref()), given(fallback.as_ref())) {
+            (Some(directives), _) => ("ATLUS_LOG", directives),
+            (None, Some(directives)) => ("RUST_LOG", directives),
+            (None, None) => ("ATLUS_LOG", "info"),
+        };
+        if EnvFilter::try_new(directives).is_err() {
+            problems.0.push(format!("{name} must be a level, or levels by module, not {directives:?}"));
+        }
+        let json = match given(self.log_format.as_ref()) {
+            None => None,
+            Some("json") => Some(true),
+            Some("text") => Some(false),
+            Some(other) => {
+                problems.0.push(format!("ATLUS_LOG_FORMAT must be text or json, not {other:?}"));
+                None
+            }
+        };
+        LogConfig { directives: directives.to_owned(), json }
     }
 
     fn model_config(&self, problems: &mut Problems) -> Option<ModelConfig> {

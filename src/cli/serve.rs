@@ -15,11 +15,11 @@ use crate::{
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
-    telemetry::start(&settings.log)?;
+    let config = settings.read()?;
+    telemetry::start(&config.log);
     for name in Settings::unknown_variables() {
         tracing::warn!("{name} is no setting of this release and means nothing; see `atlus serve --help`");
     }
-    let config = settings.read()?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(&config))
 }
 

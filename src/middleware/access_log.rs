@@ -12,7 +12,8 @@ pub async fn access_log<E: Endpoint<Output = Response>>(next: Arc<E>, request: R
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = next.call(request).await?;
     if let Some(Arrival { request_id, received }) = arrival {
-        let (status, duration_ms) = (response.status().as_u16(), received.elapsed().as_secs_f64() * 1e3);
+        let (status, duration_ms) =
+            (response.status().as_u16(), (received.elapsed().as_secs_f64() * 1e6).round() / 1e3);
         tracing::info!(%method, path, status, duration_ms, %request_id, "answered");
     }
     Ok(response)

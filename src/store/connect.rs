@@ -1,6 +1,6 @@
 //! Opening a database: where it is, how each of the two is set up, and what is wrong when it cannot be opened.
 
-use std::{fmt, path::Path, str::FromStr, time::Duration};
+use std::{fmt, fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
 
 use sqlx::{
     ConnectOptions, PgPool, SqlitePool,
@@ -18,6 +18,8 @@ const SQLITE_READERS: u32 = 4;
 const POSTGRES_LANES: usize = 4;
 /// How long to wait for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an instance waits for another that migrates the same SQLite file.
+const MIGRATION_WAIT: Duration = Duration::from_secs(600);
 /// What our own deadline for a statement allows beyond the server's.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(2);
 
@@ -146,8 +148,9 @@ impl Store {
         let url = settings.migration_url.as_ref().unwrap_or(&settings.url);
         match &url.0 {
             Options::Sqlite(options) => {
-                let mut connection =
-                    sqlite(options, false).connect().await.map_err(|e| unreachable(url, e))?;
+                keep_private(options.get_filename());
+                let patient = sqlite(options, false).busy_timeout(MIGRATION_WAIT);
+                let mut connection = patient.connect().await.map_err(|e| unreachable(url, e))?;
                 migrate::sqlite(&mut connection).await.map_err(|e| e.at(url))
             }
             Options::Postgres(options) => {
@@ -216,6 +219,12 @@ async fn sqlite_pools(
     let writer: SqlitePool = pool(1).connect_with(sqlite(options, false)).await.map_err(connect)?;
     let readers = pool(SQLITE_READERS).connect_with(sqlite(options, true)).await.map_err(connect)?;
     Ok(Db::sqlite(readers, writer, deadline))
+}
+
+/// Makes a missing database file, readable by its owner alone; the files beside it follow its permissions.
+fn keep_private(file: &Path) {
+    // Whatever keeps it from being made is told when it is opened.
+    let _ = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
 }
 
 /// SQLite as a server needs it: an acknowledged write survives a power cut, deleted text is overwritten.

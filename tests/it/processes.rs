@@ -198,19 +198,25 @@ async fn what_cannot_start_says_why_and_what_to_mend() {
 
 #[tokio::test]
 async fn a_wrong_password_is_told_from_a_server_that_is_gone() {
-    // A role that has to show a password, on a server that asks for none from others.
     let database = Database::on(Kind::Postgres).await;
+    let store = database.store().await;
+    let mut tx = store.database().begin().await.unwrap();
+    // The one role that the test server asks for a password.
+    tx.sql("DROP ROLE IF EXISTS atlus_guarded").run().await.unwrap();
+    tx.sql("CREATE ROLE atlus_guarded LOGIN PASSWORD 'right'").run().await.unwrap();
+    tx.commit().await.unwrap();
     let (_, rest) = database.direct.split_once('@').unwrap();
-    let stranger = format!("postgres://nobody_known:secret@{rest}");
-    let (code, _, told) =
-        run(&[], &[("ATLUS_DATABASE_URL", &stranger), ("ATLUS_LISTEN", "127.0.0.1:0")]).await;
+    let url = format!("postgres://atlus_guarded:wrong-secret@{rest}");
+    let (code, _, told) = run(&[], &[("ATLUS_DATABASE_URL", &url), ("ATLUS_LISTEN", "127.0.0.1:0")]).await;
     assert_eq!(code, 1);
-    assert!(told.contains("check user and password in the URL") && !told.contains("secret"), "{told}");
+    assert!(told.contains("password authentication failed"), "{told}");
+    assert!(told.contains("check user and password in the URL") && !told.contains("wrong-secret"), "{told}");
 }
 
 #[tokio::test]
 async fn all_wrong_settings_are_named_in_one_message() {
     let wrong = [
+        ("ATLUS_LOG", "atlus=loud"),
         ("ATLUS_LISTEN", "0.0.0.0:80"),
         ("ATLUS_MODEL_TIMEOUT", "soon"),
         ("ATLUS_MODEL_URL", "http://x/v1"),
@@ -218,9 +224,10 @@ async fn all_wrong_settings_are_named_in_one_message() {
     ];
     let (code, _, told) = run(&["serve"], &wrong).await;
     assert_eq!(code, 1);
-    for name in
-        ["ATLUS_LISTEN 0.0.0.0:80", "ATLUS_MODEL_TIMEOUT", "ATLUS_MODEL is not", "ATLUS_DATABASE_CONNECTIONS"]
-    {
+    for name in [
+        "ATLUS_LISTEN 0.0.0.0:80", "ATLUS_MODEL_TIMEOUT", "ATLUS_MODEL is not", "ATLUS_DATABASE_CONNECTIONS",
+        "ATLUS_LOG must",
+    ] {
         assert!(told.contains(name), "{name}: {told}");
     }
 }

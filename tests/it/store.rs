@@ -228,6 +228,19 @@ async fn sqlite_is_set_up_to_survive_a_power_cut_and_to_overwrite_what_is_delete
 }
 
 #[tokio::test]
+async fn a_sqlite_file_is_made_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let database = Database::on(atlus::store::Kind::Sqlite).await;
+    let store = database.store().await;
+    session(&store).await;
+    for suffix in ["", "-wal", "-shm"] {
+        let file = format!("{}{suffix}", database.url.strip_prefix("sqlite://").unwrap());
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+}
+
+#[tokio::test]
 async fn a_statement_that_takes_too_long_is_given_up() {
     let database = Database::on(atlus::store::Kind::Postgres).await;
     let mut settings = database.settings();
