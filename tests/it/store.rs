@@ -241,6 +241,26 @@ async fn a_sqlite_file_is_made_for_its_owner_alone() {
 }
 
 #[tokio::test]
+async fn tls_is_as_the_url_says() {
+    let authority =
+        std::env::var("ATLUS_TEST_POSTGRES_CA").expect("scripts/test names a certificate authority");
+    let database = Database::on(atlus::store::Kind::Postgres).await;
+    let connect = async |parameters: &str| {
+        let mut settings = database.settings();
+        settings.url = format!("{}?{parameters}", database.direct).parse().unwrap();
+        let store = Store::connect(&settings).await?;
+        let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        let (encrypted,): (bool,) = store.database().read(encrypted).one().await.unwrap();
+        Ok::<_, ConnectError>(encrypted)
+    };
+    assert!(!connect("sslmode=disable").await.unwrap());
+    assert!(connect("sslmode=require").await.unwrap());
+    assert!(connect(&format!("sslmode=verify-full&sslrootcert={authority}")).await.unwrap());
+    // The certificate is signed by nobody that is known to the system.
+    assert!(matches!(connect("sslmode=verify-full").await, Err(ConnectError::Unreachable { .. })));
+}
+
+#[tokio::test]
 async fn a_statement_that_takes_too_long_is_given_up() {
     let database = Database::on(atlus::store::Kind::Postgres).await;
     let mut settings = database.settings();
