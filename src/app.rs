@@ -6,9 +6,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     chat::Engine,
-    config::{Config, ModelConfig},
+    config::{Config, ModelConfig, Provider},
     domain::clock::{Clock, SystemClock},
-    model::{Model, builtin::Builtin, openai::OpenAi},
+    model::{Model, anthropic::Anthropic, builtin::Builtin, calls::Calls, openai::OpenAi},
     store::{ConnectError, Store},
 };
 
@@ -57,10 +57,14 @@ impl App {
     }
 }
 
-/// The model that the settings name; fails with what to mend.
+/// The model that the settings name, with care for how it is called; fails with what to mend.
 pub fn connect_model(config: &ModelConfig) -> Result<Arc<dyn Model>, String> {
-    Ok(match config {
-        ModelConfig::Builtin => Arc::new(Builtin),
-        ModelConfig::OpenAi { url, model, key } => Arc::new(OpenAi::new(url, model.clone(), key.clone())?),
-    })
+    let ModelConfig::Server { provider, url, model, key, fallback, concurrency } = config else {
+        return Ok(Arc::new(Builtin));
+    };
+    let model: Box<dyn Model> = match provider {
+        Provider::OpenAi => Box::new(OpenAi::new(url, model.clone(), key.clone())?),
+        Provider::Anthropic => Box::new(Anthropic::new(url, model.clone(), key.clone())?),
+    };
+    Ok(Arc::new(Calls::new(model, fallback.clone(), *concurrency)))
 }

@@ -48,7 +48,11 @@ pub struct Settings {
     #[arg(long, env = "ATLUS_DATABASE_TIMEOUT", default_value = "10s", hide_env_values = true)]
     database_timeout: String,
 
-    /// Base URL, with its /v1, of an OpenAI-compatible server; unset: the built-in responder
+    /// `openai`, which many servers speak, or `anthropic`
+    #[arg(long, env = "ATLUS_MODEL_PROVIDER", default_value = "openai", hide_env_values = true)]
+    model_provider: String,
+
+    /// Base URL, with its /v1, of the model server; unset: the built-in responder
     #[arg(long, env = "ATLUS_MODEL_URL", hide_env_values = true)]
     model_url: Option<String>,
 
@@ -60,7 +64,15 @@ pub struct Settings {
     #[arg(long, env = "ATLUS_MODEL_API_KEY", hide_env_values = true)]
     model_api_key: Option<String>,
 
-    /// The model's time for a whole answer
+    /// Further models on the same server, with commas between, asked in turn where the first cannot answer
+    #[arg(long, env = "ATLUS_MODEL_FALLBACK", hide_env_values = true)]
+    model_fallback: Option<String>,
+
+    /// Calls to the model server at once, 1 to 10000; four times as many wait, and more are refused
+    #[arg(long, env = "ATLUS_MODEL_CONCURRENCY", default_value = "64", hide_env_values = true)]
+    model_concurrency: String,
+
+    /// The model's time for a whole answer, retries included
     #[arg(long, env = "ATLUS_MODEL_TIMEOUT", default_value = "120s", hide_env_values = true)]
     model_timeout: String,
 
@@ -127,7 +139,23 @@ pub struct LogConfig {
 #[derive(Clone, Debug)]
 pub enum ModelConfig {
     Builtin,
-    OpenAi { url: Url, model: String, key: Option<SecretString> },
+    Server {
+        provider: Provider,
+        url: Url,
+        model: String,
+        key: Option<SecretString>,
+        /// Further models on the same server, asked in turn where the first cannot answer.
+        fallback: Vec<String>,
+        /// Calls at once.
+        concurrency: usize,
+    },
+}
+
+/// Which API a model server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    OpenAi,
+    Anthropic,
 }
 
 /// Everything that is wrong with the settings, a line each.
@@ -162,8 +190,11 @@ impl Settings {
     /// Reads every value; fails with all that is wrong.
     pub fn read(&self) -> Result<Config, ConfigError> {
         let mut problems = Problems(Vec::new());
-        let listen =
-            problems.parse("ATLUS_LISTEN", &self.listen, "must be an address and a port: 127.0.0.1:5000");
+        let listen = problems.parse(
+            "ATLUS_LISTEN",
+            given(Some(&self.listen)).unwrap_or("127.0.0.1:5000"),
+            "must be an address and a port: 127.0.0.1:5000",
+        );
         self.check_auth(listen, &mut problems);
         let database = self.database_settings(&mut problems);
         let model = self.model_config(&mut problems);
@@ -269,25 +300,51 @@ impl Settings {
     fn model_config(&self, problems: &mut Problems) -> Option<ModelConfig> {
         let key = given(self.model_api_key.as_ref()).map(SecretString::from);
         let (url, model) = (given(self.model_url.as_ref()), given(self.model.as_ref()));
+        let concurrency = problems.within("ATLUS_MODEL_CONCURRENCY", &self.model_concurrency, 1, 10_000);
+        let fallback: Vec<String> = given(self.model_fallback.as_ref())
+            .map(|names| names.split(',').map(|name| name.trim().to_owned()).collect())
+            .unwrap_or_default();
+        if fallback.iter().any(String::is_empty) {
+            problems.0.push("ATLUS_MODEL_FALLBACK must be model names with commas between".to_owned());
+        }
+        let provider = match self.model_provider.as_str() {
+            "openai" | "" => Provider::OpenAi,
+            "anthropic" => Provider::Anthropic,
+            other => {
+                problems.0.push(format!("ATLUS_MODEL_PROVIDER must be openai or anthropic, not {other:?}"));
+                Provider::OpenAi
+            }
+        };
         let Some(url) = url else {
-            for (name, set) in [("ATLUS_MODEL", model.is_some()), ("ATLUS_MODEL_API_KEY", key.is_some())] {
-                if set {
-                    problems.0.push(format!(
-                        "{name} is set, but ATLUS_MODEL_URL is not: name the model server too"
-                    ));
-                }
+            let set = [
+                ("ATLUS_MODEL", model.is_some()),
+                ("ATLUS_MODEL_API_KEY", key.is_some()),
+                ("ATLUS_MODEL_FALLBACK", !fallback.is_empty()),
+                ("ATLUS_MODEL_PROVIDER", provider != Provider::OpenAi),
+            ];
+            for (name, _) in set.into_iter().filter(|(_, set)| *set) {
+                problems
+                    .0
+                    .push(format!("{name} is set, but ATLUS_MODEL_URL is not: name the model server too"));
             }
             return Some(ModelConfig::Builtin);
         };
         if model.is_none() {
             problems.0.push("ATLUS_MODEL_URL is set, but ATLUS_MODEL is not: name the model too".to_owned());
         }
-        let url: Option<Url> =
-            problems.parse("ATLUS_MODEL_URL", url, "must be a URL: http://127.0.0.1:11434/v1");
-        if url.as_ref().is_some_and(|url| !matches!(url.scheme(), "http" | "https")) {
-            problems.0.push("ATLUS_MODEL_URL must begin with http:// or https://".to_owned());
+        // A URL may hold credentials, so it is not repeated.
+        let url: Option<Url> = url.parse().ok().filter(|url: &Url| matches!(url.scheme(), "http" | "https"));
+        if url.is_none() {
+            problems.0.push("ATLUS_MODEL_URL must be a URL such as http://127.0.0.1:11434/v1".to_owned());
         }
-        Some(ModelConfig::OpenAi { url: url?, model: model?.to_owned(), key })
+        Some(ModelConfig::Server {
+            provider,
+            url: url?,
+            model: model?.to_owned(),
+            key,
+            fallback,
+            concurrency,
+        })
     }
 }
 
@@ -295,6 +352,10 @@ impl Settings {
 fn given(value: Option<&String>) -> Option<&str> {
     value.map(String::as_str).filter(|value| !value.is_empty())
 }
+
+/// The durations that settings may have.
+const DURATIONS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(100 * 366 * 24 * 60 * 60);
 
 /// What is wrong so far. Each reader returns a stand-in where it finds something, so that the rest is read too.
 struct Problems(Vec<String>);
@@ -331,9 +392,11 @@ impl Problems {
 
     fn duration(&mut self, name: &str, text: &str) -> Duration {
         match humantime::parse_duration(text) {
-            Ok(duration) if !duration.is_zero() => duration,
+            Ok(duration) if DURATIONS.contains(&duration) => duration,
             _ => {
-                self.0.push(format!("{name} must be a duration such as 500ms, 3s, 24h or 90d, not {text:?}"));
+                self.0.push(format!(
+                    "{name} must be a duration such as 500ms, 3s, 24h or 90d, at most 100 years, not {text:?}"
+                ));
                 Duration::from_secs(1)
             }
         }

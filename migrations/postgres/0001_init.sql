@@ -31,6 +31,8 @@ CREATE TABLE sessions (
     ttl_seconds         BIGINT,
     expires_at          BIGINT,                    -- last_activity + ttl_seconds
     ended_at            BIGINT,
+    waiting_token       BIGINT,                     -- whose message waits next for the session
+    waiting_until       BIGINT,                     -- how long that counts, by the database's clock
     temporary           BOOLEAN NOT NULL,
     forked_from_session BIGINT,
     forked_from_turn    BIGINT,
@@ -40,10 +42,10 @@ CREATE TABLE sessions (
     system_prompt       TEXT,
     PRIMARY KEY (session_id, tenant_id)
 );
-CREATE INDEX sessions_by_activity ON sessions (tenant_id, last_activity, session_id);
-CREATE INDEX sessions_by_creation ON sessions (tenant_id, created_at, session_id);
-CREATE INDEX sessions_by_user_activity ON sessions (tenant_id, user_id, last_activity, session_id);
-CREATE INDEX sessions_by_user_creation ON sessions (tenant_id, user_id, created_at, session_id);
+CREATE INDEX sessions_by_activity ON sessions (tenant_id, temporary, last_activity, session_id);
+CREATE INDEX sessions_by_creation ON sessions (tenant_id, temporary, created_at, session_id);
+CREATE INDEX sessions_by_user_activity ON sessions (tenant_id, user_id, temporary, last_activity, session_id);
+CREATE INDEX sessions_by_user_creation ON sessions (tenant_id, user_id, temporary, created_at, session_id);
 CREATE INDEX sessions_by_metadata ON sessions USING gin ((metadata::jsonb) jsonb_path_ops);
 CREATE INDEX sessions_expiring ON sessions (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX sessions_ended ON sessions (ended_at) WHERE ended_at IS NOT NULL;
@@ -75,6 +77,16 @@ CREATE TABLE turns (
 -- At most one turn of a session runs at a time.
 CREATE UNIQUE INDEX turns_running ON turns (session_id, tenant_id) WHERE status = 'running';
 CREATE INDEX turns_leased ON turns (lease_expires_at) WHERE status = 'running';
+
+-- The text of a running turn as far as it was kept, for readers at other instances. Gone when the turn ends.
+CREATE TABLE turn_pieces (
+    session_id BIGINT NOT NULL,
+    tenant_id  BIGINT NOT NULL,
+    turn       BIGINT NOT NULL,
+    start      BIGINT NOT NULL, -- offset in the reply, in bytes
+    text       TEXT NOT NULL,
+    PRIMARY KEY (session_id, tenant_id, turn, start)
+);
 
 -- One row per session, made with it: working memory, behaviour profile and summary.
 CREATE TABLE session_memory (

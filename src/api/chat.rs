@@ -3,21 +3,24 @@
 use std::sync::Arc;
 
 use poem::Result;
-use poem_openapi::{Object, OpenApi};
+use poem_openapi::{Enum, Object, OpenApi, types::ToJSON};
 use serde::Deserialize;
 
 use super::{
     Tag,
     arrival::Arrival,
-    envelope::{Found, found},
+    envelope::Kept,
     error::ApiError,
-    json::Json,
+    headers::KeyHeader,
+    idempotency::{self, Begun},
+    json::Body,
+    sse::{EventStream, StartEvent},
     turns::{UsageView, seconds},
     wire::{MaxTokens, MessageText, ModelName, Temperature},
 };
 use crate::{
     app::App,
-    chat::Chat,
+    chat::{Answered, Chat, OnBusy, Remember},
     domain::{
         caller::Caller,
         ids::{RequestId, SessionId},
@@ -25,6 +28,7 @@ use crate::{
         session::UserId,
     },
     model::Options,
+    store::Claim,
 };
 
 /// A message to a session.
@@ -58,11 +62,39 @@ struct ChatRequest {
     #[serde(default)]
     #[oai(nullable)]
     max_tokens: Option<MaxTokens>,
+    /// What to do if another message of the session is being answered; `queue` if absent.
+    #[serde(default)]
+    #[oai(nullable)]
+    on_busy: Option<OnBusyField>,
+}
+
+/// What to do if another message of the session is being answered.
+#[derive(Clone, Copy, Debug, Default, Enum, Deserialize)]
+#[oai(rename = "OnBusy", rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
+enum OnBusyField {
+    /// Wait, first come first served, for at most 60 seconds.
+    #[default]
+    Queue,
+    /// Refuse this one at once.
+    Reject,
+    /// Cancel the running turn.
+    Interrupt,
+}
+
+impl From<OnBusyField> for OnBusy {
+    fn from(field: OnBusyField) -> Self {
+        match field {
+            OnBusyField::Queue => Self::Queue,
+            OnBusyField::Reject => Self::Reject,
+            OnBusyField::Interrupt => Self::Interrupt,
+        }
+    }
 }
 
 /// The answer to a message.
 #[derive(Object)]
-struct ChatAnswer {
+pub(super) struct ChatAnswer {
     response: String,
     session_id: SessionId,
     /// Seconds from the request's arrival to the model's answer.
@@ -80,6 +112,33 @@ struct ChatAnswer {
     temporary: bool,
 }
 
+impl ChatAnswer {
+    /// A completed turn as JSON, the same each time.
+    pub fn render(answered: &Answered) -> String {
+        let answer = Self {
+            response: answered.response.clone(),
+            session_id: answered.session,
+            execution_time: seconds(i64::try_from(answered.execution.as_micros()).unwrap_or(i64::MAX)),
+            request_id: answered.request_id.clone(),
+            turn: answered.turn,
+            model: answered.model.clone(),
+            usage: answered.usage.map(Into::into),
+            temporary: answered.temporary,
+        };
+        answer.to_json_string()
+    }
+}
+
+/// What is needed of a remembered answer to stream it again.
+#[derive(Deserialize)]
+struct Remembered {
+    response: String,
+    session_id: SessionId,
+    turn: i64,
+    request_id: String,
+    model: String,
+}
+
 pub struct ChatApi(pub Arc<App>);
 
 #[OpenApi(prefix_path = "/api/v1/chat", tag = "Tag::Chat")]
@@ -87,46 +146,110 @@ impl ChatApi {
     /// Send a message
     ///
     /// The message is kept before the model is asked, and the answer before it is sent. Messages to one session
-    /// are answered one after the other, in the order they came; each waits at most 60 seconds for its turn. If
-    /// you go away, the turn completes all the same.
+    /// are answered one after the other; `on_busy` says what happens to one that finds another running. If you go
+    /// away, the turn completes all the same.
     #[oai(path = "/", method = "post", operation_id = "chat")]
     async fn chat(
         &self,
         caller: Caller,
         arrival: Arrival,
-        body: Json<ChatRequest>,
-    ) -> Result<Found<ChatAnswer>, ApiError> {
-        let ChatRequest { message, session_id, user_id, metadata, model, temperature, max_tokens } = body.0;
-        let session = match &session_id {
+        /// Send the same key again to get the first answer again; the model is not asked twice.
+        #[oai(name = "Idempotency-Key")]
+        key: KeyHeader,
+        body: Body<ChatRequest>,
+    ) -> Result<Kept<200, ChatAnswer>, ApiError> {
+        let claim = match idempotency::begin(&self.0, caller, key.0, body.digest).await? {
+            Begun::Do(claim) => claim,
+            Begun::Done(data) => return Ok(Kept::new(data, true, self.0.clock.now())),
+        };
+        let (chat, session) = self.message(body.value, &arrival, claim, false).await?;
+        let answered = self.0.engine.chat(caller, chat).await;
+        let answered = answered.map_err(|error| ApiError::chat(error, session))?;
+        Ok(Kept::new(ChatAnswer::render(&answered), false, self.0.clock.now()))
+    }
+
+    /// Send a message and hear the answer while it comes
+    ///
+    /// What fails before the turn is admitted is an ordinary failure, what fails later an `error` event. If the
+    /// connection breaks, `GET /api/v1/sessions/{session_id}/turns/{turn}/stream` goes on where it broke.
+    #[oai(path = "/stream", method = "post", operation_id = "chatStream")]
+    async fn stream(
+        &self,
+        caller: Caller,
+        arrival: Arrival,
+        /// Send the same key again to get the first answer again, as a stream; the model is not asked twice.
+        #[oai(name = "Idempotency-Key")]
+        key: KeyHeader,
+        body: Body<ChatRequest>,
+    ) -> Result<EventStream, ApiError> {
+        let claim = match idempotency::begin(&self.0, caller, key.0, body.digest).await? {
+            Begun::Do(claim) => claim,
+            Begun::Done(data) => return replay(data, arrival.request_id),
+        };
+        let asked = body.value.model.as_ref().map(|name| name.0.clone());
+        let (chat, session) = self.message(body.value, &arrival, claim, true).await?;
+        let started = self.0.engine.start(caller, chat).await;
+        let started = started.map_err(|error| ApiError::chat(error, session))?;
+        let start = StartEvent {
+            session_id: started.session,
+            turn: started.turn,
+            request_id: arrival.request_id.clone(),
+            model: asked.unwrap_or_else(|| self.0.engine.model().name().to_owned()),
+        };
+        Ok(EventStream::new(Some(&start), started.reader.into(), 0, arrival.request_id))
+    }
+}
+
+impl ChatApi {
+    /// The message that a request holds, and the session it names.
+    async fn message(
+        &self,
+        request: ChatRequest,
+        arrival: &Arrival,
+        claim: Option<Claim>,
+        stream: bool,
+    ) -> Result<(Chat, Option<SessionId>), ApiError> {
+        let session = match &request.session_id {
             // Any other text is simply not found.
-            Some(text) => Some(SessionId::parse(text).ok_or_else(|| ApiError::invalid_session(text))?),
+            Some(text) => match SessionId::parse(text) {
+                Some(id) => Some(id),
+                None => {
+                    if let Some(claim) = claim {
+                        self.0.store.release_claim(claim).await?;
+                    }
+                    return Err(ApiError::invalid_session(text));
+                }
+            },
             None => None,
         };
         let chat = Chat {
             session,
-            user: user_id,
-            message: message.0,
-            metadata: metadata.unwrap_or_default(),
+            user: request.user_id,
+            message: request.message.0,
+            metadata: request.metadata.unwrap_or_default(),
             options: Options {
-                model: model.map(|name| name.0),
-                temperature: temperature.map(|temperature| temperature.0),
-                max_tokens: max_tokens.map(|tokens| tokens.0),
+                model: request.model.map(|name| name.0),
+                temperature: request.temperature.map(|temperature| temperature.0),
+                max_tokens: request.max_tokens.map(|tokens| tokens.0),
             },
+            on_busy: request.on_busy.unwrap_or_default().into(),
+            stream,
             request_id: arrival.request_id.clone(),
             received: arrival.received,
+            remember: claim.map(|claim| Remember { claim, render: ChatAnswer::render }),
         };
-        let answered = self.0.engine.chat(caller, chat).await;
-        let answered = answered.map_err(|error| ApiError::chat(error, session))?;
-        let answer = ChatAnswer {
-            response: answered.response,
-            session_id: answered.session,
-            execution_time: seconds(i64::try_from(answered.execution.as_micros()).unwrap_or(i64::MAX)),
-            request_id: arrival.request_id,
-            turn: answered.turn,
-            model: answered.model,
-            usage: answered.usage.map(Into::into),
-            temporary: answered.temporary,
-        };
-        Ok(found(answer, self.0.clock.now()))
+        Ok((chat, session))
     }
+}
+
+/// Streams a remembered answer.
+fn replay(data: String, request_id: RequestId) -> Result<EventStream, ApiError> {
+    let remembered: Remembered = serde_json::from_str(&data).map_err(|_| ApiError::internal())?;
+    let start = StartEvent {
+        session_id: remembered.session_id,
+        turn: remembered.turn,
+        request_id: RequestId::parse(&remembered.request_id).unwrap_or_else(RequestId::random),
+        model: remembered.model,
+    };
+    Ok(EventStream::replay(&start, remembered.response, data, request_id))
 }

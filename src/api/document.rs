@@ -122,6 +122,7 @@ fn document() -> Value {
     }
     let types = document["components"]["schemas"].clone();
     polish(&mut document, &types);
+    require_what_is_always_there(&mut document);
     let headers = headers();
     let refer = |name: &String| (name.clone(), json!({"$ref": format!("#/components/headers/{name}")}));
     let references: Value = headers.keys().map(refer).collect::<Map<_, _>>().into();
@@ -141,6 +142,19 @@ fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
     let paths = document["paths"].as_object_mut();
     let items = paths.into_iter().flat_map(Map::values_mut).filter_map(Value::as_object_mut);
     items.flat_map(Map::values_mut)
+}
+
+/// Types of requests, whose fields may be left out.
+const REQUESTS: [&str; 3] = ["NewSession", "SessionChange", "ChatRequest"];
+
+/// A field of an answer is there even if it is null, unless it is left out where there is nothing to tell.
+fn require_what_is_always_there(document: &mut Value) {
+    let Some(types) = document["components"]["schemas"].as_object_mut() else { return };
+    for (name, schema) in types.iter_mut().filter(|(name, _)| !REQUESTS.contains(&name.as_str())) {
+        let Some(properties) = schema["properties"].as_object() else { continue };
+        let always = |field: &&String| (name.as_str(), field.as_str()) != ("Error", "details");
+        schema["required"] = properties.keys().filter(always).cloned().collect::<Vec<_>>().into();
+    }
 }
 
 /// What every response carries.

@@ -1,8 +1,13 @@
 //! What every successful answer is wrapped in.
 
+use std::marker::PhantomData;
+
+use poem::{IntoResponse, Response, http::StatusCode};
 use poem_openapi::{
     ApiResponse, Object,
-    types::{ParseFromJSON, ToJSON},
+    payload::Payload,
+    registry::{MetaMediaType, MetaResponse, MetaResponses, Registry},
+    types::{ParseFromJSON, ToJSON, Type},
 };
 
 use super::json::Json;
@@ -22,25 +27,85 @@ pub struct Envelope<T: ParseFromJSON + ToJSON> {
 }
 
 #[derive(ApiResponse)]
-pub enum Created<T: ParseFromJSON + ToJSON> {
-    /// Made.
-    #[oai(status = 201)]
-    Created(Json<Envelope<T>>),
-}
-
-#[derive(ApiResponse)]
 pub enum Found<T: ParseFromJSON + ToJSON> {
     /// Done.
     #[oai(status = 200)]
     Found(Json<Envelope<T>>),
 }
 
-pub fn created<T: ParseFromJSON + ToJSON>(data: T, timestamp: Timestamp) -> Created<T> {
-    Created::Created(Json(Envelope { success: true, data, timestamp }))
-}
-
 pub fn found<T: ParseFromJSON + ToJSON>(data: T, timestamp: Timestamp) -> Found<T> {
     Found::Found(Json(Envelope { success: true, data, timestamp }))
+}
+
+/// An answer with the tag of the state that it shows.
+#[derive(ApiResponse)]
+pub enum Tagged<T: ParseFromJSON + ToJSON> {
+    /// Done.
+    #[oai(status = 200)]
+    Found(
+        Json<Envelope<T>>,
+        /// Names this state, for `If-Match`.
+        #[oai(header = "ETag")]
+        String,
+    ),
+}
+
+pub fn tagged<T: ParseFromJSON + ToJSON>(data: T, etag: String, timestamp: Timestamp) -> Tagged<T> {
+    Tagged::Found(Json(Envelope { success: true, data, timestamp }), etag)
+}
+
+/// An answer that an idempotency key remembers: its `data` is the same text each time.
+pub struct Kept<const STATUS: u16, T> {
+    data: String,
+    replayed: bool,
+    timestamp: Timestamp,
+    of: PhantomData<T>,
+}
+
+impl<const STATUS: u16, T> Kept<STATUS, T> {
+    /// `data` is JSON.
+    pub fn new(data: String, replayed: bool, timestamp: Timestamp) -> Self {
+        Self { data, replayed, timestamp, of: PhantomData }
+    }
+}
+
+impl<const STATUS: u16, T: Send> IntoResponse for Kept<STATUS, T> {
+    fn into_response(self) -> Response {
+        let Self { data, replayed, timestamp, .. } = self;
+        let mut response = Response::builder()
+            .status(StatusCode::from_u16(STATUS).unwrap_or_default())
+            // Of whatever type, the media type is the same.
+            .content_type(<Json<bool> as Payload>::CONTENT_TYPE);
+        if replayed {
+            response = response.header(REPLAYED, "true");
+        }
+        response.body(format!(r#"{{"success":true,"data":{data},"timestamp":"{timestamp}"}}"#))
+    }
+}
+
+/// Says that an answer was remembered.
+pub const REPLAYED: &str = "Idempotency-Replayed";
+
+impl<const STATUS: u16, T: ParseFromJSON + ToJSON> ApiResponse for Kept<STATUS, T> {
+    fn meta() -> MetaResponses {
+        let content = MetaMediaType {
+            content_type: <Json<T> as Payload>::CONTENT_TYPE,
+            schema: Envelope::<T>::schema_ref(),
+        };
+        MetaResponses {
+            responses: vec![MetaResponse {
+                description: "Done; with an `Idempotency-Key` that was used before, the first answer again.",
+                status: Some(STATUS),
+                status_range: None,
+                content: vec![content],
+                headers: vec![],
+            }],
+        }
+    }
+
+    fn register(registry: &mut Registry) {
+        Envelope::<T>::register(registry);
+    }
 }
 
 /// One page of a listing.

@@ -11,7 +11,7 @@ use poem_openapi::{
     ApiResponse, Enum, Object,
     payload::Payload,
     registry::{MetaMediaType, MetaResponse, MetaResponses, Registry},
-    types::ToJSON,
+    types::{ParseFromJSON, ToJSON},
 };
 
 use super::json::Json;
@@ -56,7 +56,11 @@ codes! {
     RequestTimeout = REQUEST_TIMEOUT,
     SessionBusy = CONFLICT,
     TurnCancelled = CONFLICT,
+    TurnNotRunning = CONFLICT,
+    IdempotencyInProgress = CONFLICT,
+    PreconditionFailed = PRECONDITION_FAILED,
     PayloadTooLarge = PAYLOAD_TOO_LARGE,
+    IdempotencyKeyReused = UNPROCESSABLE_ENTITY,
     InternalError = INTERNAL_SERVER_ERROR,
     UpstreamError = BAD_GATEWAY,
     UpstreamUnavailable = SERVICE_UNAVAILABLE,
@@ -127,6 +131,19 @@ impl ApiError {
         Self::new(Code::MethodNotAllowed, message).with_header(header::ALLOW, allow.clone())
     }
 
+    pub fn turn_cancelled() -> Self {
+        Self::new(Code::TurnCancelled, "The turn was cancelled")
+    }
+
+    pub fn precondition_failed() -> Self {
+        Self::new(Code::PreconditionFailed, "The session has changed; read it again and decide anew")
+    }
+
+    /// The same, as a key remembers it.
+    pub fn replayed(self) -> Self {
+        self.with_header(HeaderName::from_static("idempotency-replayed"), HeaderValue::from_static("true"))
+    }
+
     pub fn internal() -> Self {
         Self::new(Code::InternalError, "Something went wrong on our side; the request id finds it in the log")
     }
@@ -148,10 +165,19 @@ impl ApiError {
                 let busy = Self::new(Code::SessionBusy, message).retry_after(Duration::from_secs(1));
                 Self { details: vec![detail], ..busy }
             }
-            chat::Error::Interrupted => Self::new(
-                Code::TurnCancelled,
-                "The turn was given up because its server seemed to have stopped; send the message again",
-            ),
+            chat::Error::Cancelled => Self::turn_cancelled(),
+            chat::Error::Interrupted => {
+                let message = "The server was held up for so long that the turn was given up; send it again";
+                Self::new(Code::Overloaded, message).retry_after(Duration::from_secs(1))
+            }
+            chat::Error::Overloaded => {
+                let message = "Too many messages are being worked on; try again later";
+                Self::new(Code::Overloaded, message).retry_after(Duration::from_secs(1))
+            }
+            chat::Error::Recorded { code, message } => {
+                let code = Code::parse_from_json(Some(code.into())).unwrap_or(Code::Overloaded);
+                Self::new(code, message)
+            }
             chat::Error::Store(error) => error.into(),
             chat::Error::Model(error) => error.into(),
             chat::Error::Panicked => Self::internal(),
@@ -163,28 +189,27 @@ impl ApiError {
         self
     }
 
-    fn retry_after(self, wait: Duration) -> Self {
+    pub fn retry_after(self, wait: Duration) -> Self {
         self.with_header(header::RETRY_AFTER, wait.as_secs().max(1))
+    }
+
+    /// The object that tells the client.
+    pub fn failure(&self, request_id: RequestId, timestamp: Timestamp) -> Failure {
+        let error = ErrorBody {
+            code: self.code,
+            message: self.message.clone(),
+            status: self.code.status().as_u16().into(),
+            details: (!self.details.is_empty()).then(|| self.details.clone()),
+        };
+        Failure { success: false, error, timestamp, request_id }
     }
 
     /// The answer that the client gets.
     pub fn render(self, request_id: RequestId, timestamp: Timestamp) -> Response {
-        let status = self.code.status();
-        let failure = Failure {
-            success: false,
-            error: ErrorBody {
-                code: self.code,
-                message: self.message,
-                status: status.as_u16().into(),
-                details: (!self.details.is_empty()).then_some(self.details),
-            },
-            timestamp,
-            request_id,
-        };
         let mut response = Response::builder()
-            .status(status)
+            .status(self.code.status())
             .content_type(<Json<Failure> as Payload>::CONTENT_TYPE)
-            .body(failure.to_json_string());
+            .body(self.failure(request_id, timestamp).to_json_string());
         response.headers_mut().extend(self.headers);
         response
     }
@@ -209,7 +234,10 @@ impl From<model::Error> for ApiError {
         tracing::warn!(error = &error as &dyn std::error::Error, "model failed");
         let message = error.to_string();
         match error {
-            model::Error::Failed(_) => Self::new(Code::UpstreamError, message),
+            model::Error::Failed(_) | model::Error::Broken(_) => Self::new(Code::UpstreamError, message),
+            model::Error::Overloaded => {
+                Self::new(Code::Overloaded, message).retry_after(Duration::from_secs(1))
+            }
             model::Error::TimedOut(_) => Self::new(Code::UpstreamTimeout, message),
             model::Error::Unavailable { retry_after, .. } => Self::new(Code::UpstreamUnavailable, message)
                 .retry_after(retry_after.unwrap_or(Duration::from_secs(1))),
@@ -267,7 +295,7 @@ struct ErrorBody {
 
 /// What every failure looks like.
 #[derive(Object)]
-struct Failure {
+pub struct Failure {
     /// Always false.
     success: bool,
     error: ErrorBody,

@@ -12,6 +12,7 @@ use poem_openapi::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ApiError, Code};
@@ -27,11 +28,18 @@ const DRAIN: usize = 16;
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimit(pub usize);
 
-/// A JSON body, of a request or an answer.
+/// The JSON body of an answer.
 pub struct Json<T>(pub T);
 
-/// A JSON body of a request that may be empty or missing; then it is the default.
-pub struct OptionalJson<T>(pub T);
+/// The JSON body of a request.
+pub struct Body<T> {
+    pub value: T,
+    /// Tells this request from others that come with the same idempotency key.
+    pub digest: [u8; 32],
+}
+
+/// The JSON body of a request that may be empty or missing; then it is the default.
+pub struct OptionalBody<T>(pub Body<T>);
 
 impl<T: Type> Payload for Json<T> {
     const CONTENT_TYPE: &'static str = "application/json";
@@ -80,31 +88,44 @@ macro_rules! request_body {
         }
     };
 }
-request_body!(Json, true, Send);
-request_body!(OptionalJson, false, Default);
+request_body!(Body, true, Send);
+request_body!(OptionalBody, false, Default);
 
-impl<T: DeserializeOwned> Json<T> {
+impl<T: DeserializeOwned> Body<T> {
     async fn read(request: &Request, body: &mut RequestBody) -> Result<Self, ApiError> {
         check_content_type(request)?;
-        parse(&bytes(request, body).await?).map(Self)
+        let bytes = bytes(request, body).await?;
+        Ok(Self { value: parse(&bytes)?, digest: digest(request, &bytes) })
     }
 }
 
-impl<T: DeserializeOwned + Default> OptionalJson<T> {
+impl<T: DeserializeOwned + Default> OptionalBody<T> {
     async fn read(request: &Request, body: &mut RequestBody) -> Result<Self, ApiError> {
-        // Whether there is a body is known only from reading it; without one its type does not matter.
+        // Whether there is a body is known only from reading it; without one its type does not matter. With
+        // another type it is none of ours, and not read.
         let typed = check_content_type(request);
-        if typed.is_err() && request.header(header::CONTENT_TYPE).is_some() {
-            typed?;
-            return Ok(Self(T::default()));
+        let empty = request.header(header::CONTENT_LENGTH) == Some("0");
+        if request.header(header::CONTENT_TYPE).is_some() && !empty {
+            typed.clone()?;
         }
         let bytes = bytes(request, body).await?;
+        let digest = digest(request, &bytes);
         if bytes.is_empty() {
-            return Ok(Self(T::default()));
+            return Ok(Self(Body { value: T::default(), digest }));
         }
         typed?;
-        parse(&bytes).map(Self)
+        Ok(Self(Body { value: parse(&bytes)?, digest }))
     }
+}
+
+/// A digest of what is asked: method, path and body.
+fn digest(request: &Request, bytes: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [request.method().as_str().as_bytes(), request.uri().path().as_bytes(), bytes] {
+        hash.update(part.len().to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
 }
 
 fn check_content_type(request: &Request) -> Result<(), ApiError> {

@@ -6,9 +6,12 @@ mod chat;
 pub mod document;
 mod envelope;
 pub mod error;
+mod headers;
+mod idempotency;
 mod json;
 mod operations;
 mod sessions;
+mod sse;
 mod turns;
 mod wire;
 

@@ -6,15 +6,17 @@ use poem::Result;
 use poem_openapi::{
     ApiResponse, Enum, Object, OpenApi,
     param::{Path, Query},
-    types::MaybeUndefined,
+    types::{MaybeUndefined, ToJSON},
 };
 use serde::Deserialize;
 
 use super::{
     Tag,
-    envelope::{Created, Found, PageView, created, found},
+    envelope::{Found, Kept, PageView, Tagged, found, tagged},
     error::ApiError,
-    json::{Json, OptionalJson},
+    headers::{IfMatchHeader, KeyHeader},
+    idempotency::{self, Begun},
+    json::{Body, Json, OptionalBody},
     wire::{Cursor, Limit, MetadataFilter, SessionRef},
 };
 use crate::{
@@ -27,7 +29,7 @@ use crate::{
         page::{Direction, Listing},
         session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
     },
-    store::{SessionFilter, SessionOrder, SessionPatch},
+    store::{self, NotUpdated, OnlyIf, SessionFilter, SessionOrder, SessionPatch},
 };
 
 /// A new session; every field may be left out.
@@ -209,17 +211,28 @@ impl SessionsApi {
     async fn create(
         &self,
         caller: Caller,
-        body: OptionalJson<NewSession>,
-    ) -> Result<Created<SessionView>, ApiError> {
-        let (NewSession { user_id, metadata, title, system_prompt, ttl_seconds }, now) = (body.0, self.now());
+        /// Send the same key again to get the first answer again instead of a second session.
+        #[oai(name = "Idempotency-Key")]
+        key: KeyHeader,
+        body: OptionalBody<NewSession>,
+    ) -> Result<Kept<201, SessionView>, ApiError> {
+        let Body { value, digest } = body.0;
+        let NewSession { user_id, metadata, title, system_prompt, ttl_seconds } = value;
+        let now = self.now();
+        let claim = match idempotency::begin(&self.0, caller, key.0, digest).await? {
+            Begun::Do(claim) => claim,
+            Begun::Done(data) => return Ok(Kept::new(data, true, now)),
+        };
         let session = Session {
             metadata: metadata.unwrap_or_default(),
             title,
             system_prompt,
             ..Session::new(user_id.unwrap_or_default(), now).with_ttl(ttl_seconds)
         };
-        self.0.store.insert_session(caller, session.clone()).await?;
-        Ok(created(SessionView::at(session, now), now))
+        let data = SessionView::at(session.clone(), now).to_json_string();
+        let remember = claim.map(|claim| (claim, data.clone()));
+        self.0.store.insert_session(caller, session, remember).await?;
+        Ok(Kept::new(data, false, now))
     }
 
     /// List sessions
@@ -295,7 +308,7 @@ impl SessionsApi {
         caller: Caller,
         /// The session's id.
         session_id: Path<SessionRef>,
-    ) -> Result<Found<SessionWithMemory>, ApiError> {
+    ) -> Result<Tagged<SessionWithMemory>, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
         let session = self.0.store.session(caller, id).await?.ok_or_else(not_found)?;
@@ -307,7 +320,8 @@ impl SessionsApi {
             has_behavior_profile: has_memory,
             conversation_turns: session.completed_turns,
         };
-        Ok(found(SessionWithMemory { session: SessionView::at(session, now), memory }, now))
+        let etag = session.etag();
+        Ok(tagged(SessionWithMemory { session: SessionView::at(session, now), memory }, etag, now))
     }
 
     /// Change a session
@@ -317,14 +331,22 @@ impl SessionsApi {
         caller: Caller,
         /// The session's id.
         session_id: Path<SessionRef>,
-        body: Json<SessionChange>,
-    ) -> Result<Found<SessionView>, ApiError> {
+        /// The `ETag` of the state that is to be changed; in any other nothing is.
+        #[oai(name = "If-Match")]
+        if_match: IfMatchHeader,
+        body: Body<SessionChange>,
+    ) -> Result<Tagged<SessionView>, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
-        let session = self.0.store.update_session(caller, id, body.0.into(), now).await?;
-        let session =
-            session.ok_or_else(not_found)?.map_err(|problem| ApiError::field("metadata", problem))?;
-        Ok(found(SessionView::at(session, now), now))
+        let (store, patch) = (&self.0.store, body.value.into());
+        let session = store.update_session(caller, id, patch, if_match.0.as_ref(), now).await?;
+        let session = session.map_err(|refusal| match refusal {
+            NotUpdated::Unknown => not_found(),
+            NotUpdated::Changed => ApiError::precondition_failed(),
+            NotUpdated::Refused(problem) => ApiError::field("metadata", problem),
+        })?;
+        let etag = session.etag();
+        Ok(tagged(SessionView::at(session, now), etag, now))
     }
 
     /// Delete a session
@@ -337,14 +359,19 @@ impl SessionsApi {
         caller: Caller,
         /// The session's id.
         session_id: Path<SessionRef>,
+        /// The `ETag` of the state that is to be deleted; in any other nothing is.
+        #[oai(name = "If-Match")]
+        if_match: IfMatchHeader,
     ) -> Result<Deleted, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
         // In a task of its own: a client that leaves does not leave a session half removed.
-        let store = self.0.store.clone();
-        let deleted = self.0.tasks.spawn(async move { store.delete_session(caller, id, now).await });
-        if !deleted.await.map_err(|_| ApiError::internal())?? {
-            return Err(not_found());
+        let (store, only_if) = (self.0.store.clone(), if_match.0.map(OnlyIf::Matches));
+        let deleted = self.0.tasks.spawn(async move { store.delete_session(caller, id, only_if, now).await });
+        match deleted.await.map_err(|_| ApiError::internal())?? {
+            store::Deleted::Gone => {}
+            store::Deleted::Unknown => return Err(not_found()),
+            store::Deleted::Changed => return Err(ApiError::precondition_failed()),
         }
         Ok(Deleted::Deleted(Json(Deletion {
             success: true,

@@ -10,12 +10,16 @@ use poem_openapi::{
 
 use super::{
     Tag,
+    arrival::Arrival,
     envelope::{Found, PageView, found},
-    error::ApiError,
+    error::{ApiError, Code},
+    headers::LastEventId,
+    sse::{EventStream, StartEvent},
     wire::{Cursor, Limit, SessionRef, TurnRef},
 };
 use crate::{
     app::App,
+    chat::Followed,
     domain::{
         caller::Caller,
         clock::Timestamp,
@@ -24,6 +28,7 @@ use crate::{
         page::{Direction, Listing},
         turn::{Turn, TurnStatus, Usage},
     },
+    store::Cancelled,
 };
 
 /// What an answer cost, in the model's own tokens.
@@ -174,5 +179,79 @@ impl TurnsApi {
             return Err(ApiError::turn_not_found(&turn.text));
         };
         Ok(found(found_turn.into(), self.0.clock.now()))
+    }
+
+    /// Hear a turn's answer while it comes
+    ///
+    /// Goes on where a broken stream ended: the missing text follows, then the rest as it comes, also at another
+    /// server and for a turn that has ended. At another server than the turn's the text comes a second's worth at a
+    /// time.
+    #[oai(path = "/:session_id/turns/:turn/stream", method = "get", operation_id = "streamTurn")]
+    async fn stream(
+        &self,
+        caller: Caller,
+        arrival: Arrival,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+        /// The turn's number.
+        turn: Path<TurnRef>,
+        /// The id of the last event that arrived; everything from the beginning if absent.
+        #[oai(name = "Last-Event-ID")]
+        last_event_id: LastEventId,
+    ) -> Result<EventStream, ApiError> {
+        let no_session = || ApiError::session_not_found(&session_id.text);
+        let id = session_id.id.ok_or_else(no_session)?;
+        let offset = last_event_id.0.unwrap_or(0);
+        // No turn has the number 0, so what is no number is looked for in vain.
+        match self.0.engine.follow(caller, id, turn.turn.unwrap_or(0), offset).await? {
+            Followed::UnknownSession => Err(no_session()),
+            Followed::UnknownTurn => Err(ApiError::turn_not_found(&turn.text)),
+            Followed::NoSuchOffset => {
+                Err(ApiError::field("Last-Event-ID", "must be the id of an event of this stream"))
+            }
+            Followed::Listening(listening) => {
+                let start = StartEvent {
+                    session_id: id,
+                    turn: turn.turn.unwrap_or(0),
+                    request_id: arrival.request_id.clone(),
+                    model: self.0.engine.model().name().to_owned(),
+                };
+                let start = last_event_id.0.is_none().then_some(&start);
+                Ok(EventStream::new(start, listening, offset, arrival.request_id))
+            }
+        }
+    }
+
+    /// Cancel a running turn
+    ///
+    /// The model is no longer listened to, and whoever sent the message gets `TURN_CANCELLED`. The turn keeps its
+    /// number and is never shown to the model.
+    #[oai(path = "/:session_id/turns/:turn/cancel", method = "post", operation_id = "cancelTurn")]
+    async fn cancel(
+        &self,
+        caller: Caller,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+        /// The turn's number.
+        turn: Path<TurnRef>,
+    ) -> Result<Found<TurnView>, ApiError> {
+        let no_session = || ApiError::session_not_found(&session_id.text);
+        let no_turn = || ApiError::turn_not_found(&turn.text);
+        let id = session_id.id.ok_or_else(no_session)?;
+        let number = turn.turn.unwrap_or(0);
+        // In a task of its own: what is cancelled in the database must be cancelled at the model, too.
+        let engine = self.0.engine.clone();
+        let cancelled = self.0.tasks.spawn(async move { engine.cancel(caller, id, number).await });
+        match cancelled.await.map_err(|_| ApiError::internal())?? {
+            Cancelled::Done => {}
+            Cancelled::UnknownSession => return Err(no_session()),
+            Cancelled::UnknownTurn => return Err(no_turn()),
+            Cancelled::NotRunning => {
+                let message = format!("Turn {number} is not running");
+                return Err(ApiError::new(Code::TurnNotRunning, message));
+            }
+        }
+        let record = self.0.store.turn(caller, id, number).await?.ok_or_else(no_session)?;
+        Ok(found(record.into(), self.0.clock.now()))
     }
 }

@@ -1,4 +1,4 @@
-//! The life of a turn: admitted, shown to the model with its context, completed or failed.
+//! The life of a turn: admitted, shown to the model with its context, completed, failed or cancelled.
 //!
 //! Two short writes stand around the model's call, and no connection is held during it. The work runs in a task
 //! of its own: a client that leaves does not stop it.
@@ -8,12 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
     Error,
     context::{Budget, assemble},
+    follow::{Follower, Listening},
+    live::{Entered, Live, Reader, Running},
     queue::{Place, Queue},
 };
 use crate::{
@@ -26,14 +31,22 @@ use crate::{
         tokens,
         turn::Usage,
     },
-    model::{self, Ask, Model, Options, Reply},
-    store::{self, Admission, Admitted, Destination, Ended, Ending, NotAdmitted, Store, TurnKey},
+    model::{Ask, Model, Options, Reply},
+    store::{
+        self, Admission, Admitted, Cancelled, Claim, Destination, Ended, Ending, NotAdmitted, Store, TurnKey,
+    },
 };
 
-/// How often a busy session of another server is asked again.
-const BUSY_RETRY: Duration = Duration::from_millis(100);
-/// How long to wait before a turn's end is written again after the database was away.
-const END_RETRY: Duration = Duration::from_millis(250);
+/// How often a session that is busy at another server is asked again.
+const BUSY_RETRY: Duration = Duration::from_millis(25);
+/// How long to wait before a write is tried again after the database was away.
+const WRITE_RETRY: Duration = Duration::from_millis(250);
+/// How often an admission is tried while the database is away.
+const ADMISSIONS: u32 = 3;
+/// How often the reply that comes is kept for readers at other servers.
+const KEEP: Duration = Duration::from_secs(1);
+/// Messages that may be worked on at once, those that wait included.
+const MAX_CHATS: usize = 10_000;
 
 /// How conversations are held.
 #[derive(Clone, Debug)]
@@ -46,7 +59,7 @@ pub struct ChatSettings {
     pub context_turns: usize,
     /// The longest message, in Unicode scalar values.
     pub max_message_chars: usize,
-    /// The model's time for a whole answer.
+    /// The model's time for a whole answer, retries included.
     pub model_timeout: Duration,
     /// How long a running turn is believed to run without a sign of life.
     pub lease: Duration,
@@ -56,8 +69,25 @@ pub struct ChatSettings {
     pub max_wait: Duration,
 }
 
+/// What to do with a message whose session is busy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnBusy {
+    /// It waits its turn.
+    #[default]
+    Queue,
+    /// It is refused.
+    Reject,
+    /// The running turn is cancelled.
+    Interrupt,
+}
+
+/// A key that came with a message, and how the answer is written that it remembers.
+pub struct Remember {
+    pub claim: Claim,
+    pub render: fn(&Answered) -> String,
+}
+
 /// A message to be answered.
-#[derive(Debug)]
 pub struct Chat {
     /// Where it belongs; without one a temporary session is made.
     pub session: Option<SessionId>,
@@ -66,9 +96,13 @@ pub struct Chat {
     pub message: String,
     pub metadata: Metadata,
     pub options: Options,
+    pub on_busy: OnBusy,
+    /// Whether the reply is to be heard while it comes.
+    pub stream: bool,
     pub request_id: RequestId,
     /// When the request came in.
     pub received: Instant,
+    pub remember: Option<Remember>,
 }
 
 /// A completed turn.
@@ -77,11 +111,28 @@ pub struct Answered {
     pub response: String,
     pub session: SessionId,
     pub turn: i64,
+    pub request_id: RequestId,
     pub model: String,
     pub usage: Option<Usage>,
     pub temporary: bool,
     /// From the request's arrival to the model's answer, as it is kept with the turn.
     pub execution: Duration,
+}
+
+/// A turn that has begun, and its reply as it comes.
+pub struct Started {
+    pub session: SessionId,
+    pub turn: i64,
+    pub reader: Reader,
+}
+
+/// What comes of a wish to listen to a turn.
+pub enum Followed {
+    UnknownSession,
+    UnknownTurn,
+    /// No character of the reply begins there.
+    NoSuchOffset,
+    Listening(Listening),
 }
 
 /// Holds conversations. Cheap to clone.
@@ -94,24 +145,87 @@ struct Parts {
     clock: Arc<dyn Clock>,
     settings: ChatSettings,
     queue: Queue,
+    live: Live,
     tasks: TaskTracker,
+    places: Arc<Semaphore>,
 }
 
 impl Engine {
     pub fn new(store: Store, model: Arc<dyn Model>, clock: Arc<dyn Clock>, settings: ChatSettings) -> Self {
-        let (queue, tasks) = (Queue::default(), TaskTracker::new());
-        Self(Arc::new(Parts { store, model, clock, settings, queue, tasks }))
+        let (queue, live, tasks) = (Queue::default(), Live::default(), TaskTracker::new());
+        let places = Arc::new(Semaphore::new(MAX_CHATS));
+        Self(Arc::new(Parts { store, model, clock, settings, queue, live, tasks, places }))
     }
 
     pub fn model(&self) -> &dyn Model {
         &*self.0.model
     }
 
+    /// How long a claimed key and a running turn are believed to be worked on without a sign of life.
+    pub fn lease(&self) -> Duration {
+        self.0.settings.lease
+    }
+
     /// Answers a message. It is answered and kept even if the caller stops waiting.
     pub async fn chat(&self, caller: Caller, chat: Chat) -> Result<Answered, Error> {
-        let parts = Arc::clone(&self.0);
-        let turn = self.0.tasks.spawn(async move { parts.chat(caller, chat).await });
-        turn.await.unwrap_or(Err(Error::Panicked))
+        let (started, _) = oneshot::channel();
+        self.spawn(caller, chat, started)?.await.unwrap_or(Err(Error::Panicked))
+    }
+
+    /// Begins to answer a message; returns once it is admitted. It is answered and kept even if nobody listens.
+    pub async fn start(&self, caller: Caller, chat: Chat) -> Result<Started, Error> {
+        let (sender, started) = oneshot::channel();
+        let turn = self.spawn(caller, chat, sender)?;
+        match started.await {
+            Ok(started) => Ok(started),
+            // It ended before it began.
+            Err(_) => match turn.await {
+                Ok(Err(error)) => Err(error),
+                _ => Err(Error::Panicked),
+            },
+        }
+    }
+
+    /// Listens to a turn's reply from byte `offset` on, wherever it runs or ran.
+    pub async fn follow(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        turn: i64,
+        offset: usize,
+    ) -> Result<Followed, store::Error> {
+        let store = &self.0.store;
+        let Some(kept) = store.session(caller, session).await? else { return Ok(Followed::UnknownSession) };
+        // Whoever runs here is asked first: it may end between the two looks, but not begin.
+        if let Some(running) = self.0.live.get(session, turn) {
+            return Ok(running
+                .listen(offset)
+                .map_or(Followed::NoSuchOffset, |r| Followed::Listening(r.into())));
+        }
+        let Some(record) = store.turn(caller, session, turn).await? else { return Ok(Followed::UnknownTurn) };
+        if record.response.as_ref().is_some_and(|response| !response.is_char_boundary(offset)) {
+            return Ok(Followed::NoSuchOffset);
+        }
+        Ok(Followed::Listening(Follower::new(store.clone(), caller, &record, kept.temporary, offset).into()))
+    }
+
+    /// Cancels a running turn, wherever it runs.
+    pub async fn cancel(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        turn: i64,
+    ) -> Result<Cancelled, store::Error> {
+        let cancelled = self.0.store.cancel_turn(caller, session, turn, self.0.clock.now()).await?;
+        if cancelled == Cancelled::Done {
+            self.0.live.cancel(session, turn);
+        }
+        Ok(cancelled)
+    }
+
+    /// Ends the work on a turn that was cancelled at another server.
+    pub fn cancelled_elsewhere(&self, session: SessionId, turn: i64) {
+        self.0.live.cancel(session, turn);
     }
 
     /// Waits until every turn under way has ended.
@@ -119,30 +233,100 @@ impl Engine {
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
+
+    fn spawn(
+        &self,
+        caller: Caller,
+        chat: Chat,
+        started: oneshot::Sender<Started>,
+    ) -> Result<tokio::task::JoinHandle<Result<Answered, Error>>, Error> {
+        let parts = Arc::clone(&self.0);
+        let place = self.0.places.clone().try_acquire_owned().map_err(|_| Error::Overloaded)?;
+        Ok(self.0.tasks.spawn(async move {
+            let answered = parts.chat(caller, chat, started).await;
+            drop(place);
+            answered
+        }))
+    }
 }
 
 impl Parts {
-    async fn chat(&self, caller: Caller, mut chat: Chat) -> Result<Answered, Error> {
-        let message = match self.accept(&chat.message) {
-            Ok(message) => message,
-            Err(refusal) => return Err(self.session_first(caller, &chat, refusal).await?),
-        };
-        chat.message = message;
-
-        let (key, admitted, _place) = self.admit(caller, &chat).await?;
-        let work = timeout(self.settings.model_timeout, self.ask(caller, key, &mut chat));
-        let outcome = tokio::select! {
-            outcome = work => outcome.unwrap_or_else(|_| Err(self.timed_out())),
-            () = self.keep_lease(key) => Err(Error::Interrupted),
-        };
-        let execution = chat.received.elapsed();
-        match outcome {
-            Ok(reply) => self.complete(key, admitted, reply, execution).await,
-            Err(error) => {
-                self.fail(key, &error, execution).await;
-                Err(error)
+    async fn chat(
+        &self,
+        caller: Caller,
+        mut chat: Chat,
+        started: oneshot::Sender<Started>,
+    ) -> Result<Answered, Error> {
+        let remember = chat.remember.take();
+        let claim = remember.as_ref().map(|remember| remember.claim.clone());
+        let begun = match self.accept(&chat.message) {
+            Ok(message) => {
+                chat.message = message;
+                self.admit(caller, &chat, claim.as_ref()).await
             }
+            Err(refusal) => Err(self.session_first(caller, &chat, refusal).await),
+        };
+        let outcome = match begun {
+            Ok((key, admitted, place)) => {
+                let entered = self.live.enter((key.session, key.turn));
+                if let Some(reader) = entered.running.listen(0) {
+                    let _ = started.send(Started { session: key.session, turn: key.turn, reader });
+                }
+                let outcome = self.run(caller, chat, key, admitted, remember, &entered).await;
+                drop(place);
+                entered.ended(outcome.clone());
+                outcome
+            }
+            Err(error) => Err(error),
+        };
+        // A cancelled turn is remembered, by whoever cancelled it; any other failure frees the key.
+        if let (Some(claim), Err(error)) = (claim, &outcome)
+            && !matches!(error, Error::Cancelled)
+            && let Err(error) = self.store.release_claim(claim).await
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "idempotency key not freed before its lease"
+            );
         }
+        outcome
+    }
+
+    /// Works on an admitted turn to its end.
+    async fn run(
+        &self,
+        caller: Caller,
+        chat: Chat,
+        key: TurnKey,
+        admitted: Admitted,
+        remember: Option<Remember>,
+        entered: &Entered,
+    ) -> Result<Answered, Error> {
+        let (request_id, received, stream) = (chat.request_id.clone(), chat.received, chat.stream);
+        let claim = remember.as_ref().map(|remember| remember.claim.clone());
+        let outcome = tokio::select! {
+            outcome = self.ask(caller, key, chat, &entered.running) => outcome,
+            () = self.keep_lease(key, claim) => Err(Error::Interrupted),
+            () = entered.running.cancelled.cancelled() => Err(Error::Cancelled),
+            () = self.keep_pieces(key, &entered.running), if stream => Err(Error::Interrupted),
+        };
+        let execution = received.elapsed();
+        let reply = match outcome {
+            Ok(reply) => reply,
+            Err(error) => return Err(self.fail(key, error, execution).await),
+        };
+        let answered = Answered {
+            response: reply.text,
+            session: key.session,
+            turn: key.turn,
+            request_id,
+            model: reply.model,
+            usage: reply.usage,
+            temporary: admitted.temporary,
+            execution,
+        };
+        let remember = remember.map(|remember| (remember.claim, (remember.render)(&answered)));
+        self.complete(key, answered, remember).await
     }
 
     /// Trims a message; refuses one that is empty or too long.
@@ -157,33 +341,37 @@ impl Parts {
         Ok(message.to_owned())
     }
 
-    /// A bad message to a bad session is refused for the session, which is checked first.
-    async fn session_first(&self, caller: Caller, chat: &Chat, refusal: Error) -> Result<Error, Error> {
-        let Some(id) = chat.session else {
-            return Ok(refusal);
-        };
-        let session = self.store.session(caller, id).await?;
+    /// A message to a bad session is refused for the session, which is checked first, whatever `refusal` says.
+    async fn session_first(&self, caller: Caller, chat: &Chat, refusal: Error) -> Error {
+        let Some(id) = chat.session else { return refusal };
         let mine = |session: &Session| chat.user.as_ref().is_none_or(|user| *user == session.user_id);
         let now = self.clock.now();
-        let fits = session.is_some_and(|session| session.is_active(now) && mine(&session));
-        Ok(if fits { refusal } else { Error::InvalidSession })
+        match self.store.session(caller, id).await {
+            Ok(session) if session.as_ref().is_some_and(|s| s.is_active(now) && mine(s)) => refusal,
+            Ok(_) => Error::InvalidSession,
+            Err(error) => error.into(),
+        }
     }
 
     /// Waits for the session and gives the message its number. The place is held until the turn has ended.
-    async fn admit(&self, caller: Caller, chat: &Chat) -> Result<(TurnKey, Admitted, Option<Place>), Error> {
+    async fn admit(
+        &self,
+        caller: Caller,
+        chat: &Chat,
+        claim: Option<&Claim>,
+    ) -> Result<(TurnKey, Admitted, Option<Place>), Error> {
         let deadline = Instant::now() + self.settings.max_wait;
-        let now = self.clock.now();
-        let destination = match chat.session {
-            Some(id) => Destination::Existing { id, user: chat.user.clone() },
-            None => {
-                let session = Session::new(chat.user.clone().unwrap_or_default(), now);
-                let session = Session { temporary: true, ..session }.with_ttl(Some(TtlSeconds::TEMPORARY));
-                Destination::New(Box::new(session))
+        let (destination, session, place) = match chat.session {
+            Some(id) => {
+                let place = self.place(caller, chat, id, deadline).await?;
+                (Destination::Existing { id, user: chat.user.clone() }, id, place)
             }
-        };
-        let (session, place) = match &destination {
-            Destination::New(session) => (session.id, None),
-            Destination::Existing { id, .. } => (*id, self.place(caller, *id, deadline).await?),
+            None => {
+                let session = Session::new(chat.user.clone().unwrap_or_default(), self.clock.now());
+                let session = Session { temporary: true, ..session }.with_ttl(Some(TtlSeconds::TEMPORARY));
+                let id = session.id;
+                (Destination::New(Box::new(session)), id, None)
+            }
         };
         let lease_token = ids::random_bits();
         let mut admission = Admission {
@@ -192,39 +380,76 @@ impl Parts {
             message_tokens: tokens::count(&chat.message),
             metadata: chat.metadata.clone(),
             request_id: chat.request_id.clone(),
-            now,
+            now: self.clock.now(),
             lease_token,
             lease: self.settings.lease,
+            interrupt: chat.on_busy == OnBusy::Interrupt,
+            wait: chat.on_busy == OnBusy::Queue,
+            claim: claim.cloned(),
         };
+        let mut failures = 0;
         loop {
             admission.now = self.clock.now();
-            match self.store.admit_turn(caller, admission.clone()).await? {
-                Ok(admitted) => {
+            match self.store.admit_turn(caller, admission.clone()).await {
+                Ok(Ok(admitted)) => {
+                    if let Some(interrupted) = admitted.interrupted {
+                        self.live.cancel(session, interrupted);
+                    }
                     let key = TurnKey { tenant: caller.tenant, session, turn: admitted.turn, lease_token };
                     return Ok((key, admitted, place));
                 }
-                Err(NotAdmitted::Invalid) => return Err(Error::InvalidSession),
-                Err(NotAdmitted::Busy { turn }) => {
+                Ok(Err(NotAdmitted::Invalid)) => return Err(Error::InvalidSession),
+                Ok(Err(NotAdmitted::Busy { turn })) => {
                     if self.clear_expired(session).await? {
                         continue;
                     }
-                    if Instant::now() + BUSY_RETRY > deadline {
+                    if chat.on_busy == OnBusy::Reject || Instant::now() + BUSY_RETRY > deadline {
                         return Err(Error::Busy { turn });
                     }
                     sleep(BUSY_RETRY).await;
                 }
+                // Whether it was admitted is unknown; with its token it would be found again.
+                Err(store::Error::Unavailable(_)) if failures < ADMISSIONS => {
+                    failures += 1;
+                    sleep(WRITE_RETRY).await;
+                    if self.store.latest_turn(caller, session).await?.is_some() {
+                        admission.session = Destination::Existing { id: session, user: None };
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// A place at the head of the session's line in this server.
-    async fn place(&self, caller: Caller, id: SessionId, deadline: Instant) -> Result<Option<Place>, Error> {
-        let head = self.queue.head_of_line(caller.tenant, id);
-        if let Ok(place) = tokio::time::timeout_at(deadline.into(), head).await {
+    /// A place at the head of the session's line in this server, as far as the message wants to wait.
+    async fn place(
+        &self,
+        caller: Caller,
+        chat: &Chat,
+        id: SessionId,
+        deadline: Instant,
+    ) -> Result<Option<Place>, Error> {
+        if chat.on_busy == OnBusy::Interrupt {
+            return Ok(None);
+        }
+        if let Some(place) = self.queue.if_free(caller.tenant, id) {
             return Ok(Some(place));
         }
-        let turn = self.store.latest_turn(caller, id).await?.ok_or(Error::InvalidSession)?;
-        Err(Error::Busy { turn })
+        let busy = async || {
+            let turn = self.store.latest_turn(caller, id).await?;
+            let busy = Error::Busy { turn: turn.ok_or(Error::InvalidSession)? };
+            Ok::<_, Error>(self.session_first(caller, chat, busy).await)
+        };
+        // A stranger does not wait, and learns nothing.
+        let refusal = busy().await?;
+        if chat.on_busy == OnBusy::Reject || !matches!(refusal, Error::Busy { .. }) {
+            return Err(refusal);
+        }
+        let head = self.queue.head_of_line(caller.tenant, id);
+        match tokio::time::timeout_at(deadline.into(), head).await {
+            Ok(place) => Ok(Some(place)),
+            Err(_) => Err(busy().await?),
+        }
     }
 
     /// Fails the session's running turn if its server is gone; tells whether it was.
@@ -237,25 +462,27 @@ impl Parts {
     }
 
     /// Assembles the context and asks the model.
-    async fn ask(&self, caller: Caller, key: TurnKey, chat: &mut Chat) -> Result<Reply, Error> {
+    async fn ask(
+        &self,
+        caller: Caller,
+        key: TurnKey,
+        chat: Chat,
+        listener: &Arc<Running>,
+    ) -> Result<Reply, Error> {
+        let deadline = tokio::time::Instant::now() + self.settings.model_timeout;
         let budget = Budget { tokens: self.settings.context_tokens, last_turns: self.settings.context_turns };
         let material = self.store.context(caller, key.session, key.turn, budget.tokens).await?;
         let material = material.ok_or(Error::InvalidSession)?;
         let messages = assemble(&material, &self.settings.system_prompt, &chat.message, budget);
-        let options = std::mem::take(&mut chat.options);
-        let mut reply = self.model.reply(Ask { messages, options }).await?;
-        if reply.text.contains('\0') {
-            // Postgres cannot keep it, and nobody misses it.
-            reply.text = reply.text.replace('\0', "");
-        }
-        Ok(reply)
+        let ask = Ask { messages, options: chat.options, stream: chat.stream, deadline };
+        Ok(self.model.reply(&ask, &**listener).await?)
     }
 
     /// Renews a turn's lease for as long as it is waited for; returns once it is lost.
-    async fn keep_lease(&self, key: TurnKey) {
+    async fn keep_lease(&self, key: TurnKey, claim: Option<Claim>) {
         loop {
             sleep(self.settings.lease_renewal).await;
-            match self.store.renew_lease(key, self.settings.lease).await {
+            match self.store.renew_lease(key, claim.clone(), self.settings.lease).await {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -266,68 +493,108 @@ impl Parts {
         }
     }
 
-    async fn complete(
-        &self,
-        key: TurnKey,
-        admitted: Admitted,
-        reply: Reply,
-        execution: Duration,
-    ) -> Result<Answered, Error> {
-        let Reply { text: response, model, usage } = reply;
-        let response_tokens = tokens::count(&response);
-        let ending =
-            Ending::Completed { response: response.clone(), response_tokens, model: model.clone(), usage };
-        match self.end(key, ending, execution).await? {
-            Ended::Stored => {
-                let TurnKey { session, turn, .. } = key;
-                let temporary = admitted.temporary;
-                Ok(Answered { response, session, turn, model, usage, temporary, execution })
+    /// Keeps the reply as it comes, a second's worth at a time, for readers at other servers. Never returns.
+    async fn keep_pieces(&self, key: TurnKey, running: &Arc<Running>) {
+        let mut ticks = interval(KEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        let mut kept = 0;
+        loop {
+            ticks.tick().await;
+            let text = running.text_from(kept);
+            if text.is_empty() {
+                continue;
             }
-            Ended::LeaseLost => Err(Error::Interrupted),
-            Ended::Gone => Err(Error::InvalidSession),
+            let (start, length) = (i64::try_from(kept).unwrap_or(i64::MAX), text.len());
+            match self.store.keep_piece(key, start, text).await {
+                Ok(()) => kept += length,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "piece of a reply not kept");
+                }
+            }
         }
     }
 
-    /// Records why a turn failed. If this fails too, the turn's lease runs out and ends it.
-    async fn fail(&self, key: TurnKey, error: &Error, execution: Duration) {
-        let ending = Ending::Failed { code: error.code(), message: error.to_string() };
-        if let Err(error) = self.end(key, ending, execution).await {
-            let TurnKey { session, turn, .. } = key;
-            tracing::error!(%session, turn, error = &error as &dyn std::error::Error, "failed turn not recorded");
+    async fn complete(
+        &self,
+        key: TurnKey,
+        answered: Answered,
+        remember: Option<(Claim, String)>,
+    ) -> Result<Answered, Error> {
+        let ending = Ending::Completed {
+            response: answered.response.clone(),
+            response_tokens: tokens::count(&answered.response),
+            model: answered.model.clone(),
+            usage: answered.usage,
+        };
+        match self.end(key, ending, answered.execution, remember).await? {
+            Ended::Stored => Ok(answered),
+            ended => Err(Error::by(ended)),
+        }
+    }
+
+    /// Records why a turn failed; the error that its caller gets. If this fails too, the turn's lease runs out and
+    /// ends it.
+    async fn fail(&self, key: TurnKey, error: Error, execution: Duration) -> Error {
+        let ending = Ending::Failed { code: error.code().to_owned(), message: error.to_string() };
+        match self.end(key, ending, execution, None).await {
+            Ok(Ended::Stored) => error,
+            Ok(ended) => Error::by(ended),
+            Err(failure) => {
+                let TurnKey { session, turn, .. } = key;
+                let failure = &failure as &dyn std::error::Error;
+                tracing::error!(%session, turn, error = failure, "failed turn not recorded");
+                error
+            }
         }
     }
 
     /// Writes a turn's end, again and again while the database is away and the lease may still hold.
-    async fn end(&self, key: TurnKey, ending: Ending, execution: Duration) -> Result<Ended, store::Error> {
+    async fn end(
+        &self,
+        key: TurnKey,
+        ending: Ending,
+        execution: Duration,
+        remember: Option<(Claim, String)>,
+    ) -> Result<Ended, store::Error> {
         let give_up = Instant::now() + self.settings.lease;
         loop {
-            match self.store.end_turn(key, ending.clone(), execution, self.clock.now()).await {
-                Err(store::Error::Unavailable(_)) if Instant::now() < give_up => sleep(END_RETRY).await,
+            let now = self.clock.now();
+            match self.store.end_turn(key, ending.clone(), execution, now, remember.clone()).await {
+                Err(store::Error::Unavailable(_)) if Instant::now() < give_up => sleep(WRITE_RETRY).await,
                 ended => return ended,
             }
         }
     }
-
-    fn timed_out(&self) -> Error {
-        let seconds = self.settings.model_timeout.as_secs_f64();
-        Error::Model(model::Error::TimedOut(format!("The model did not answer within {seconds} seconds")))
-    }
 }
 
 impl Error {
+    /// Why a turn could not be ended as it should have been.
+    fn by(ended: Ended) -> Self {
+        match ended {
+            Ended::Cancelled => Self::Cancelled,
+            Ended::Gone => Self::InvalidSession,
+            Ended::LeaseLost | Ended::Stored => Self::Interrupted,
+        }
+    }
+
     /// The name under which a failed turn records this.
-    fn code(&self) -> &'static str {
+    fn code(&self) -> &str {
+        use crate::model::Error as Model;
         match self {
             Self::InvalidSession => "INVALID_SESSION",
             Self::EmptyMessage => "INVALID_REQUEST",
             Self::MessageTooLong { .. } => "MESSAGE_TOO_LONG",
+            Self::Recorded { code, .. } => code,
             Self::Busy { .. } => "SESSION_BUSY",
+            Self::Cancelled => "TURN_CANCELLED",
             Self::Interrupted => "INTERRUPTED",
+            Self::Overloaded | Self::Model(Model::Overloaded) => "OVERLOADED",
             Self::Store(store::Error::Unavailable(_)) => "DATABASE_UNAVAILABLE",
             Self::Store(_) | Self::Panicked => "INTERNAL_ERROR",
-            Self::Model(model::Error::Failed(_)) => "UPSTREAM_ERROR",
-            Self::Model(model::Error::TimedOut(_)) => "UPSTREAM_TIMEOUT",
-            Self::Model(model::Error::Unavailable { .. }) => "UPSTREAM_UNAVAILABLE",
+            Self::Model(Model::Failed(_) | Model::Broken(_)) => "UPSTREAM_ERROR",
+            Self::Model(Model::TimedOut(_)) => "UPSTREAM_TIMEOUT",
+            Self::Model(Model::Unavailable { .. }) => "UPSTREAM_UNAVAILABLE",
         }
     }
 }

@@ -2,9 +2,13 @@
 
 mod context;
 mod engine;
+mod follow;
+mod live;
 mod queue;
 
-pub use engine::{Answered, Chat, ChatSettings, Engine};
+pub use engine::{Answered, Chat, ChatSettings, Engine, Followed, OnBusy, Remember, Started};
+pub use follow::Listening;
+pub use live::Heard;
 
 use crate::{model, store};
 
@@ -20,9 +24,18 @@ pub enum Error {
     /// Another turn of the session ran all the time that this one could wait.
     #[error("turn {turn} of the session is running")]
     Busy { turn: i64 },
+    /// Somebody cancelled the turn.
+    #[error("the turn was cancelled")]
+    Cancelled,
     /// The turn was given up before its answer came, because it seemed abandoned.
     #[error("the turn was given up")]
     Interrupted,
+    /// Too many messages are being worked on.
+    #[error("too many messages are being worked on")]
+    Overloaded,
+    /// What the record of a turn says that ended before it was listened to.
+    #[error("{message}")]
+    Recorded { code: String, message: String },
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]

@@ -35,6 +35,15 @@ impl Queue {
         place
     }
 
+    /// A place if nobody waits or works there.
+    pub fn if_free(&self, tenant: TenantId, session: SessionId) -> Option<Place> {
+        let key = (tenant, session);
+        let line = Arc::clone(self.lines().entry(key).or_default());
+        let mut place = Place { queue: self.clone(), key, head: None };
+        place.head = Some(line.try_lock_owned().ok()?);
+        Some(place)
+    }
+
     fn lines(&self) -> MutexGuard<'_, HashMap<Key, Arc<Line<()>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,13 +2,14 @@
 
 use anyhow::bail;
 use clap::Args;
+use tokio::time::Instant;
 
 use super::block_on;
 use crate::{
     app::connect_model,
     config::{Config, Settings},
     domain::prompt::{Message, Role},
-    model::{Ask, Options},
+    model::{Ask, Listener, Options},
     store::{Kind, Store},
 };
 
@@ -104,22 +105,27 @@ async fn check_model(config: &Config) -> bool {
         }
     };
     let options = Options { max_tokens: Some(16), ..Options::default() };
-    let ask = Ask { messages: vec![Message::new(Role::User, "Say hello.")], options };
+    let deadline = Instant::now() + config.chat.model_timeout;
+    let ask =
+        Ask { messages: vec![Message::new(Role::User, "Say hello.")], options, stream: false, deadline };
     let (provider, name) = (model.provider(), model.name());
-    match tokio::time::timeout(config.chat.model_timeout, model.reply(ask)).await {
-        Ok(Ok(_)) => {
+    match model.reply(&ask, &Deaf).await {
+        Ok(_) => {
             println!("model     ✓ {provider}: {name}");
             true
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             println!(
                 "model     ✗ {provider}: {name}: {error}; check ATLUS_MODEL_URL, ATLUS_MODEL, ATLUS_MODEL_API_KEY"
             );
             false
         }
-        Err(_) => {
-            println!("model     ✗ {provider}: {name}: no answer in time; check ATLUS_MODEL_URL");
-            false
-        }
     }
+}
+
+/// Listens to nothing.
+struct Deaf;
+
+impl Listener for Deaf {
+    fn hear(&self, _: &str) {}
 }

@@ -28,6 +28,11 @@ impl SessionId {
         parse_hex(text.strip_prefix(Self::PREFIX)?).map(Self)
     }
 
+    /// The id with this number.
+    pub fn from_number(number: i64) -> Self {
+        Self(number)
+    }
+
     /// The number, for keys of pages and for spreading sessions over lanes.
     pub fn number(self) -> i64 {
         self.0

@@ -22,14 +22,9 @@ impl<const MAX: usize> JsonObject<MAX> {
     }
 
     /// The object after a merge patch (RFC 7396); fails if it has grown too large.
-    pub fn merged(self, patch: &Map<String, Value>) -> Result<Self, String> {
-        let mut object = Value::Object(self.0);
-        json_patch::merge(&mut object, &Value::Object(patch.clone()));
-        match object {
-            Value::Object(map) => map.try_into(),
-            // A patch that is an object makes an object of anything.
-            _ => Err("must be an object".to_owned()),
-        }
+    pub fn merged(mut self, patch: &Map<String, Value>) -> Result<Self, String> {
+        merge(&mut self.0, patch);
+        self.0.try_into()
     }
 
     /// The JSON text that is stored.
@@ -57,6 +52,25 @@ impl<const MAX: usize> TryFrom<String> for JsonObject<MAX> {
 
     fn try_from(text: String) -> Result<Self, serde_json::Error> {
         serde_json::from_str(&text).map(Self)
+    }
+}
+
+/// Applies a merge patch (RFC 7396). Keys keep their order, which libraries for this lose.
+fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(target.shift_remove(key)),
+            Value::Object(patch) => {
+                let nested = target.entry(key.as_str()).or_insert(Value::Null);
+                if !nested.is_object() {
+                    *nested = Value::Object(Map::new());
+                }
+                if let Value::Object(nested) = nested {
+                    merge(nested, patch);
+                }
+            }
+            value => drop(target.insert(key.clone(), value.clone())),
+        }
     }
 }
 
@@ -104,10 +118,10 @@ mod tests {
 
     #[test]
     fn a_merge_patch_sets_replaces_and_removes() {
-        let before = metadata(json!({"a": 1, "b": {"c": 2, "d": 3}})).unwrap();
-        let patch = json!({"a": null, "b": {"c": null, "e": [4]}, "f": 5});
+        let before = metadata(json!({"z": 0, "a": 1, "b": {"c": 2, "d": 3}})).unwrap();
+        let patch = json!({"a": null, "b": {"c": null, "e": [4]}, "f": 5, "g": {"h": null, "i": {}}});
         let after = before.merged(patch.as_object().unwrap()).unwrap();
-        assert_eq!(Value::Object(after.0), json!({"b": {"d": 3, "e": [4]}, "f": 5}));
+        assert_eq!(after.to_text(), r#"{"z":0,"b":{"d":3,"e":[4]},"f":5,"g":{"i":{}}}"#);
     }
 
     #[test]

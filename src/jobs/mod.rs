@@ -1,6 +1,8 @@
 //! What happens by itself. Every instance runs every job; they work in small batches and do not mind each other.
 
+pub mod cancellations;
 pub mod erasures;
+pub mod keys;
 pub mod leases;
 pub mod retention;
 
@@ -21,31 +23,38 @@ pub struct Schedule {
     pub retention: Option<Duration>,
 }
 
-/// Runs the jobs, at once and then by their schedule, until the server stops.
+/// Runs the jobs, at once and then by their schedule, until the server stops. None waits for another.
 pub async fn run(app: Arc<App>, schedule: Schedule) {
-    let every = |period| {
-        let mut ticks = interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks
-    };
-    let (mut often, mut seldom) = (every(schedule.often), every(schedule.seldom));
-    loop {
-        tokio::select! {
-            () = app.stopping.cancelled() => return,
-            _ = often.tick() => {
-                report("leases", leases::fail_abandoned_turns(&app).await);
-                report("erasures", erasures::finish_deletions(&app).await);
-            }
-            _ = seldom.tick() => {
-                report("retention", retention::remove_old_sessions(&app, schedule.retention).await);
-            }
-        }
-    }
+    tokio::join!(
+        every(&app, schedule.often, "leases", || leases::fail_abandoned_turns(&app)),
+        every(&app, schedule.often, "erasures", || erasures::finish_deletions(&app)),
+        every(&app, schedule.seldom, "retention", || {
+            retention::remove_old_sessions(&app, schedule.retention)
+        }),
+        every(&app, schedule.seldom, "keys", || keys::forget_old_keys(&app)),
+        every(&app, schedule.often, "cancellations", || cancellations::listen(&app)),
+    );
 }
 
-/// A job that failed is tried again in time.
-fn report(job: &str, outcome: store::Result<()>) {
-    if let Err(error) = outcome {
-        tracing::warn!(job, error = &error as &dyn std::error::Error, "job failed");
+/// Runs a job again and again until the server stops; one that failed is tried again in time.
+async fn every<F: Future<Output = store::Result<()>>>(
+    app: &App,
+    period: Duration,
+    name: &str,
+    job: impl Fn() -> F,
+) {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let work = async {
+        loop {
+            ticks.tick().await;
+            if let Err(error) = job().await {
+                tracing::warn!(job = name, error = &error as &dyn std::error::Error, "job failed");
+            }
+        }
+    };
+    tokio::select! {
+        () = app.stopping.cancelled() => {}
+        () = work => {}
     }
 }

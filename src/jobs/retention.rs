@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{app::App, domain::caller::Caller, store::Result};
+use crate::{
+    app::App,
+    domain::{caller::Caller, clock::Timestamp},
+    store::{Cutoffs, Deleted, OnlyIf, Result},
+};
 
 /// How long inactive temporary sessions are kept, whatever the setting.
 const TEMPORARY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -12,16 +16,22 @@ const BATCH: i64 = 100;
 /// Removes inactive sessions past `retention`, and temporary ones past a week.
 pub async fn remove_old_sessions(app: &App, retention: Option<Duration>) -> Result<()> {
     let now = app.clock.now();
+    let for_ever = Timestamp::from_millis(i64::MIN);
+    let cutoffs = Cutoffs { any: retention.map_or(for_ever, |kept| now - kept), temporary: now - TEMPORARY };
     loop {
-        let ended_before = retention.map(|kept| now - kept);
-        let old = app.store.sessions_to_remove(ended_before, now - TEMPORARY, BATCH).await?;
+        let old = app.store.sessions_to_remove(cutoffs, BATCH).await?;
+        let mut removed = 0;
         for (session, tenant) in &old {
-            app.store.delete_session(Caller { tenant: *tenant }, *session, now).await?;
+            // One that has been reopened meanwhile stays.
+            let only_if = Some(OnlyIf::Old(cutoffs));
+            let deleted =
+                app.store.delete_session(Caller { tenant: *tenant }, *session, only_if, now).await?;
+            removed += usize::from(deleted == Deleted::Gone);
         }
-        if !old.is_empty() {
-            tracing::info!(sessions = old.len(), "removed inactive sessions");
+        if removed > 0 {
+            tracing::info!(sessions = removed, "removed inactive sessions");
         }
-        if app.stopping.is_cancelled() || i64::try_from(old.len()).is_ok_and(|found| found < BATCH) {
+        if i64::try_from(old.len()).is_ok_and(|found| found < BATCH) {
             return Ok(());
         }
     }

@@ -8,7 +8,7 @@
 
 use futures_util::future::BoxFuture;
 
-use super::{Ask, Error, Model, Reply};
+use super::{Ask, Error, Listener, Model, Reply};
 use crate::domain::prompt::{Message, Role};
 
 /// Answers without a model.
@@ -28,12 +28,17 @@ impl Model for Builtin {
 
     /// Answers whatever model was asked for, and says that it is itself. A limit of tokens cuts its answer; a
     /// temperature means nothing to rules.
-    fn reply(&self, ask: Ask) -> BoxFuture<'_, Result<Reply, Error>> {
-        let mut text = respond(&ask.messages);
-        if let Some(most) = ask.options.max_tokens.and_then(|most| usize::try_from(most).ok()) {
-            text = text.chars().take(most.saturating_mul(CHARS_PER_TOKEN)).collect();
-        }
-        Box::pin(async move { Ok(Reply { text, model: self.name().to_owned(), usage: None }) })
+    fn reply<'a>(&'a self, ask: &'a Ask, listener: &'a dyn Listener) -> BoxFuture<'a, Result<Reply, Error>> {
+        Box::pin(async move {
+            let mut text = respond(&ask.messages);
+            if let Some(most) = ask.options.max_tokens.and_then(|most| usize::try_from(most).ok()) {
+                text = text.chars().take(most.saturating_mul(CHARS_PER_TOKEN)).collect();
+            }
+            if ask.stream {
+                text.split_inclusive(' ').for_each(|word| listener.hear(word));
+            }
+            Ok(Reply { text, model: self.name().to_owned(), usage: None })
+        })
     }
 }
 
@@ -48,6 +53,9 @@ const ABLE: &str = "I can greet you, remember what you tell me about yourself (\
 const RECAP: (usize, usize) = (20, 120);
 /// Words that a name, a value, or what has a value may be long.
 const MAX_WORDS: (usize, usize, usize) = (4, 12, 4);
+
+/// Facts that one message may teach, and that are known at most: enough for people.
+const MAX_FACTS: (usize, usize) = (16, 200);
 
 /// What a clause that begins so says about the user.
 const STATEMENTS: [(&str, Says); 18] = [
@@ -114,7 +122,7 @@ fn respond(messages: &[Message]) -> String {
     for lead in ["repeat after me:", "say:", "say "] {
         if let Some(wanted) = text.get(..lead.len()).filter(|start| start.eq_ignore_ascii_case(lead)) {
             let wanted = text[wanted.len()..].trim();
-            if !wanted.to_lowercase().starts_with("my name") {
+            if !wanted.is_empty() && !wanted.to_lowercase().starts_with("my name") {
                 return wanted.to_owned();
             }
         }
@@ -251,6 +259,9 @@ impl Known {
                 clauses.truncate(clauses.len().saturating_sub(2));
             }
             for clause in clauses {
+                if notes.len() == MAX_FACTS.0 || self.0.len() == MAX_FACTS.1 {
+                    return notes;
+                }
                 let Some((key, value)) = statement(clause) else {
                     continue;
                 };
@@ -366,9 +377,12 @@ fn split_line<'a>(line: &'a str, sentences: &mut Vec<Sentence<'a>>) {
     let mut start = 0;
     let ends = line.char_indices().filter(|(at, c)| {
         // A point within a word or after an initial ends nothing.
-        let before = line[..*at].rsplit(' ').next().unwrap_or_default();
-        let within = *c == '.' && line[at + 1..].starts_with(|next: char| !next.is_whitespace());
-        matches!(c, '.' | '!' | '?' | '。') && !within && !(*c == '.' && before.chars().count() == 1)
+        match c {
+            '!' | '?' | '。' => true,
+            '.' if line[at + 1..].starts_with(|next: char| !next.is_whitespace()) => false,
+            '.' => line[..*at].rsplit(' ').next().is_none_or(|before| before.chars().nth(1).is_some()),
+            _ => false,
+        }
     });
     let ends: Vec<_> =
         ends.map(|(at, c)| (at + c.len_utf8(), c == '?')).chain([(line.len(), false)]).collect();
@@ -746,5 +760,10 @@ mod tests {
             }
             last(&[&a.repeat(32_000 / a.len())]);
         }
+        let started = std::time::Instant::now();
+        let facts: String = (0..3000).map(|i| format!("my k{i} is b,")).collect();
+        last(&[&facts, &"\u{1F600}".repeat(32_000), &"a.".repeat(16_000), &"! ".repeat(16_000)]);
+        // Each took a second or more when it was not linear.
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     }
 }

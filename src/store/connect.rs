@@ -1,14 +1,18 @@
 //! Opening a database: where it is, how each of the two is set up, and what is wrong when it cannot be opened.
 
-use std::{fmt, fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, time::Duration};
+use std::{
+    fmt, fs::OpenOptions, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr, sync::Arc, time::Duration,
+};
 
 use sqlx::{
-    ConnectOptions, PgPool, SqlitePool,
+    ConnectOptions, PgConnection, PgPool, SqlitePool,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{
         SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
     },
 };
+
+use tokio::time::timeout;
 
 use super::{Store, db::Db, migrate, writer::Writer};
 
@@ -20,6 +24,11 @@ const POSTGRES_LANES: usize = 4;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an instance waits for another that migrates the same SQLite file.
 const MIGRATION_WAIT: Duration = Duration::from_secs(600);
+/// How long a statement on Postgres waits for a row that another transaction holds: less than a statement may take, so
+/// that one held row does not stop a whole batch for long. In milliseconds.
+const LOCK_TIMEOUT: &str = "2000";
+/// How long to wait for a connection for migrations.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What our own deadline for a statement allows beyond the server's.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(2);
 
@@ -154,7 +163,7 @@ impl Store {
                 migrate::sqlite(&mut connection).await.map_err(|e| e.at(url))
             }
             Options::Postgres(options) => {
-                let mut connection = options.connect().await.map_err(|e| unreachable(url, e))?;
+                let mut connection = connect_once(url, options).await?;
                 migrate::postgres(&mut connection).await.map_err(|e| e.at(url))
             }
         }
@@ -164,14 +173,14 @@ impl Store {
     pub async fn schema_status(settings: &DatabaseSettings) -> Result<SchemaStatus, ConnectError> {
         let url = settings.migration_url.as_ref().unwrap_or(&settings.url);
         let applied = match &url.0 {
-            Options::Sqlite(options) if !options.get_filename().exists() => Vec::new(),
+            Options::Sqlite(options) if is_to_be_made(options.get_filename()) => Vec::new(),
             Options::Sqlite(options) => {
                 let options = options.clone().create_if_missing(false);
                 let mut connection = options.connect().await.map_err(|e| unreachable(url, e))?;
                 migrate::applied_sqlite(&mut connection).await.map_err(|e| e.at(url))?
             }
             Options::Postgres(options) => {
-                let mut connection = options.connect().await.map_err(|e| unreachable(url, e))?;
+                let mut connection = connect_once(url, options).await?;
                 migrate::applied_postgres(&mut connection).await.map_err(|e| e.at(url))?
             }
         };
@@ -192,8 +201,16 @@ impl Store {
             Ok((minimum,)) if migrate::is_too_old_for(&minimum) => {
                 Err(ConnectError::TooOld { url: url.to_string(), minimum })
             }
-            Ok(_) => Ok(Self { writer: Writer::start(&db, lanes), db, kind: url.kind() }),
-            Err(sqlx::Error::Database(_) | sqlx::Error::RowNotFound) => {
+            Ok(_) => {
+                let direct = settings.migration_url.as_ref().unwrap_or(url);
+                let news = match &direct.0 {
+                    Options::Postgres(options) => Some(Arc::new(options.clone().application_name("atlus"))),
+                    Options::Sqlite(_) => None,
+                };
+                Ok(Self { writer: Writer::start(&db, lanes), db, kind: url.kind(), news })
+            }
+            // No such table, in the words of SQLite and of Postgres.
+            Err(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("1" | "42P01")) => {
                 Err(ConnectError::NotSetUp { url: url.to_string() })
             }
             Err(error) => Err(unreachable(url, error)),
@@ -219,6 +236,12 @@ async fn sqlite_pools(
     let writer: SqlitePool = pool(1).connect_with(sqlite(options, false)).await.map_err(connect)?;
     let readers = pool(SQLITE_READERS).connect_with(sqlite(options, true)).await.map_err(connect)?;
     Ok(Db::sqlite(readers, writer, deadline))
+}
+
+/// Whether a database file is missing and could be made.
+fn is_to_be_made(file: &Path) -> bool {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    !file.exists() && folder.is_none_or(Path::exists)
 }
 
 /// Makes a missing database file, readable by its owner alone; the files beside it follow its permissions.
@@ -257,22 +280,38 @@ async fn postgres_pool(
     let millis = settings.statement_timeout.as_millis().to_string();
     let guarded = options.clone().options([
         ("statement_timeout", millis.as_str()),
-        ("lock_timeout", millis.as_str()),
+        ("lock_timeout", LOCK_TIMEOUT),
         ("idle_in_transaction_session_timeout", millis.as_str()),
     ]);
-    let pool = PgPoolOptions::new().max_connections(settings.connections).acquire_timeout(ACQUIRE_TIMEOUT);
-    let connected: Result<PgPool, _> = match pool.clone().connect_with(guarded).await {
+    // Half the connections write and half read: neither can use up the other's.
+    let pool = |connections: u32| {
+        PgPoolOptions::new().max_connections(connections.max(1)).acquire_timeout(ACQUIRE_TIMEOUT)
+    };
+    let writers = settings.connections / 2;
+    let readers = settings.connections - writers;
+    let connect = |options: PgConnectOptions| async move {
+        let first: PgPool = pool(readers).connect_with(options.clone()).await?;
+        Ok::<_, sqlx::Error>((first, pool(writers).connect_lazy_with(options)))
+    };
+    let connected = match connect(guarded).await {
         // PgBouncer takes no such start parameters (protocol violation); our own deadline still holds.
         Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("08P01") => {
             tracing::info!(
                 "the database is behind a pooler that takes no timeouts at connection; \
                  set statement_timeout on the database role"
             );
-            pool.connect_with(options).await
+            connect(options).await
         }
         connected => connected,
     };
-    Ok(Db::postgres(connected.map_err(|e| unreachable(url, e))?, deadline))
+    let (readers, writers) = connected.map_err(|e| unreachable(url, e))?;
+    Ok(Db::postgres(readers, writers, deadline))
+}
+
+/// Opens one connection, if the server answers in time.
+async fn connect_once(url: &DatabaseUrl, options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
+    let connection = timeout(CONNECT_TIMEOUT, options.connect()).await;
+    connection.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(|e| unreachable(url, e))
 }
 
 /// Puts the reason in words, with what to mend.
@@ -294,8 +333,7 @@ fn unreachable(url: &DatabaseUrl, source: sqlx::Error) -> ConnectError {
             format!("{e}; check that the server runs and that host and port in the URL are right")
         }
         (_, sqlx::Error::PoolTimedOut) => {
-            "no answer within 3 seconds; check that the server runs and host and port in the URL are right"
-                .into()
+            "no answer in time; check that the server runs and host and port in the URL are right".into()
         }
         (_, error) => error.to_string(),
     };

@@ -69,8 +69,8 @@ impl Db {
     }
 
     /// See [`Db::sqlite`].
-    pub fn postgres(pool: Pool<Postgres>, deadline: Duration) -> Self {
-        Self(Arc::new(Pools { readers: pool.clone(), writers: pool, deadline }))
+    pub fn postgres(readers: Pool<Postgres>, writers: Pool<Postgres>, deadline: Duration) -> Self {
+        Self(Arc::new(Pools { readers, writers, deadline }))
     }
 
     /// Starts a statement that reads, and that both databases read the same way. Placeholders are `$1`, `$2`, …
@@ -116,6 +116,14 @@ impl Tx {
     pub async fn clock(&mut self) -> Result<Timestamp> {
         let (now,) = self.sql_each(SQLITE_CLOCK, POSTGRES_CLOCK).one().await?;
         Ok(now)
+    }
+
+    /// Tells every instance that listens on `channel`, once this transaction commits. SQLite has no such thing.
+    pub async fn notify(&mut self, channel: &'static str, payload: String) -> Result<()> {
+        if let Args::Postgres(_) = self.0.args() {
+            self.sql("SELECT pg_notify($1, $2)").bind(channel).bind(payload).run().await?;
+        }
+        Ok(())
     }
 
     pub async fn commit(self) -> Result<()> {

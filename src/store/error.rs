@@ -28,9 +28,26 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// SQLite's primary result codes BUSY, LOCKED, IOERR, FULL and CANTOPEN, see <https://www.sqlite.org/rescode.html>.
 const SQLITE_TRY_AGAIN: [i64; 5] = [5, 6, 10, 13, 14];
 
-/// Postgres classes after which a write's outcome is unknown or another try may succeed: connection lost,
-/// too many connections, read-only (a standby), shutting down, statement cancelled by its timeout.
-const POSTGRES_TRY_AGAIN: [&str; 7] = ["08", "53", "25006", "57P01", "57P02", "57P03", "57014"];
+/// Postgres codes, or their beginnings, after which another try may succeed: connection lost, no resources, read-only
+/// (a standby), shutting down, system error; a conflict with another transaction; given up by one of its timeouts.
+const POSTGRES_TRY_AGAIN: [&str; 12] =
+    ["08", "53", "58", "25006", "25P03", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03"];
+
+impl Error {
+    /// Whether the database itself said no, so that nothing was written; else the connection failed and nobody knows.
+    pub(super) fn is_answer(&self) -> bool {
+        let (Self::Unavailable(source) | Self::Failed(source) | Self::Taken { source, .. }) = self;
+        !matches!(
+            **source,
+            sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed
+                | sqlx::Error::Protocol(_)
+        )
+    }
+}
 
 impl From<sqlx::Error> for Error {
     fn from(source: sqlx::Error) -> Self {

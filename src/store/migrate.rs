@@ -86,7 +86,11 @@ pub(super) async fn postgres(connection: &mut PgConnection) -> Result<(), Error>
     // Asking again and again, not waiting inside a statement: a waiting statement would hold back an index
     // that another instance's migration builds concurrently.
     let lock = "SELECT pg_try_advisory_lock($1)";
+    let mut told = false;
     while !sqlx::query_scalar::<_, bool>(lock).bind(LOCK).fetch_one(&mut *connection).await? {
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!("waiting for another instance that migrates the database");
+        }
         tokio::time::sleep(LOCK_RETRY).await;
     }
     let set_up = "SELECT to_regclass('schema_info') IS NOT NULL";

@@ -5,6 +5,7 @@ mod context;
 pub mod db;
 mod erasures;
 mod error;
+mod idempotency;
 mod migrate;
 mod sessions;
 mod turns;
@@ -12,10 +13,17 @@ mod writer;
 
 pub use connect::{ConnectError, DatabaseSettings, DatabaseUrl, Kind, SchemaStatus};
 pub use context::{Material, PastTurn};
+pub use erasures::{Deleted, OnlyIf};
 pub use error::{Error, Result};
-pub use sessions::{SessionFilter, SessionOrder, SessionPatch};
-pub use turns::{Admission, Admitted, Destination, Ended, Ending, Expired, NotAdmitted, TurnKey};
+pub use idempotency::{Claim, Claimed, IdempotencyKey};
+pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
+pub use turns::{Admission, Admitted, Cancelled, Destination, Ended, Ending, Expired, NotAdmitted, TurnKey};
 
+use std::sync::Arc;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+
+use crate::domain::ids::SessionId;
 use db::Db;
 use writer::Writer;
 
@@ -25,6 +33,8 @@ pub struct Store {
     db: Db,
     writer: Writer,
     kind: Kind,
+    /// Where to listen for what other instances tell; Postgres only.
+    news: Option<Arc<PgConnectOptions>>,
 }
 
 impl Store {
@@ -41,6 +51,25 @@ impl Store {
     /// The database's own clock, by which leases are judged.
     pub async fn clock(&self) -> Result<crate::domain::clock::Timestamp> {
         Ok(self.db.clock().await?)
+    }
+
+    /// Hears of turns that were cancelled at any instance, until the connection breaks. On SQLite nothing is heard.
+    pub async fn listen(&self, mut cancelled: impl FnMut(SessionId, i64)) -> Result<()> {
+        let Some(options) = &self.news else { return std::future::pending().await };
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((**options).clone());
+        let mut listener = PgListener::connect_with(&pool).await?;
+        // What was missed while the connection was away is found when leases are renewed.
+        listener.eager_reconnect(false);
+        listener.listen(turns::CANCELLED).await?;
+        while let Some(news) = listener.try_recv().await? {
+            let numbers = news.payload().split_once(' ');
+            let numbers =
+                numbers.and_then(|(session, turn)| Some((session.parse().ok()?, turn.parse().ok()?)));
+            if let Some((session, turn)) = numbers {
+                cancelled(SessionId::from_number(session), turn);
+            }
+        }
+        Ok(())
     }
 
     /// Looks for damage in a SQLite file: `ok`, or what is wrong first.

@@ -2,36 +2,37 @@
 
 use serde_json::{Map, Value};
 
-use super::{Result, Store, db::Tx, writer::Write};
+use super::{Result, Store, db::Tx, idempotency::Claim, writer::Write};
 use crate::domain::{
     caller::{Caller, TenantId},
     clock::Timestamp,
     ids::SessionId,
     page::{Direction, Page, Position},
-    session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
+    session::{IfMatch, Session, SystemPrompt, Title, TtlSeconds, UserId},
 };
 
 /// Columns are named: a cached `SELECT *` breaks when a migration adds one under a running server.
-const SESSIONS: &str = "SELECT session_id, user_id, title, metadata, system_prompt, temporary, ttl_seconds, \
+pub(super) const SESSIONS: &str = "SELECT session_id, user_id, title, metadata, system_prompt, temporary, ttl_seconds, \
      created_at, last_activity, expires_at, ended_at, completed_turns, forked_from_session, forked_from_turn \
      FROM sessions";
 
 /// Narrows to sessions whose metadata has every key of `$3`, a JSON object, with an equal value.
 ///
 /// Equality is of JSON values on both databases: the order of keys, and `1` against `1.0`, do not matter. SQLite
-/// compares the flattened trees both ways; Postgres compares `jsonb`, once its index has found what contains `$3`.
+/// compares key by key, and what is nested as flattened trees, both ways; Postgres compares `jsonb`, once its index
+/// has found what contains `$3`.
 const WITH_METADATA: [&str; 2] = [
-    " AND NOT EXISTS ( \
-         SELECT fullkey, CASE type WHEN 'real' THEN 'integer' ELSE type END, atom FROM json_tree($3) \
-         WHERE fullkey <> '$' \
-         EXCEPT \
-         SELECT fullkey, CASE type WHEN 'real' THEN 'integer' ELSE type END, atom FROM json_tree(metadata)) \
-     AND NOT EXISTS ( \
-         SELECT s.fullkey, CASE s.type WHEN 'real' THEN 'integer' ELSE s.type END, s.atom \
-         FROM json_each($3) w JOIN json_tree(metadata) s ON s.fullkey = w.fullkey \
-             OR substr(s.fullkey, 1, length(w.fullkey) + 1) IN (w.fullkey || '.', w.fullkey || '[') \
-         EXCEPT \
-         SELECT fullkey, CASE type WHEN 'real' THEN 'integer' ELSE type END, atom FROM json_tree($3))",
+    " AND NOT EXISTS (SELECT 1 FROM json_each($3) w WHERE NOT EXISTS ( \
+         SELECT 1 FROM json_each(metadata) s WHERE s.key = w.key AND CASE \
+         WHEN w.type IN ('integer', 'real') THEN s.type IN ('integer', 'real') AND s.atom = w.atom \
+         WHEN w.type NOT IN ('object', 'array') OR s.type <> w.type THEN s.type = w.type AND s.atom IS w.atom \
+         ELSE NOT EXISTS ( \
+             SELECT fullkey, replace(type, 'real', 'integer'), atom FROM json_tree(w.value) \
+             EXCEPT SELECT fullkey, replace(type, 'real', 'integer'), atom FROM json_tree(s.value)) \
+         AND NOT EXISTS ( \
+             SELECT fullkey, replace(type, 'real', 'integer'), atom FROM json_tree(s.value) \
+             EXCEPT SELECT fullkey, replace(type, 'real', 'integer'), atom FROM json_tree(w.value)) \
+         END))",
     " AND metadata::jsonb @> $3::jsonb AND NOT EXISTS ( \
          SELECT 1 FROM jsonb_each($3::jsonb) w WHERE metadata::jsonb -> w.key IS DISTINCT FROM w.value)",
 ];
@@ -66,6 +67,16 @@ pub struct SessionPatch {
     pub is_active: Option<bool>,
 }
 
+/// Why a session was not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotUpdated {
+    Unknown,
+    /// It is not as the caller thought.
+    Changed,
+    /// The patch does not fit: what to mend about the metadata.
+    Refused(String),
+}
+
 impl SessionPatch {
     /// The session after the change at `now`; fails, with what to mend, if its metadata has grown too large.
     fn apply(self, mut session: Session, now: Timestamp) -> Result<Session, String> {
@@ -78,23 +89,32 @@ impl SessionPatch {
         if let Some(patch) = self.metadata {
             session.metadata = session.metadata.merged(&patch)?;
         }
+        let was_active = session.is_active(now);
+        let ttl = self.ttl_seconds.unwrap_or(session.ttl_seconds);
+        session = session.with_ttl(ttl);
         match self.is_active {
             Some(false) => session.ended_at = session.ended_at.or(Some(now)),
-            Some(true) if !session.is_active(now) => {
+            // Also if it is the new time to live that has just run out.
+            Some(true) if !was_active || !session.is_active(now) => {
                 session.ended_at = None;
                 session.last_activity = session.last_activity.max(now);
+                session = session.with_ttl(ttl);
             }
             _ => {}
         }
-        let ttl = self.ttl_seconds.unwrap_or(session.ttl_seconds);
-        Ok(session.with_ttl(ttl))
+        Ok(session)
     }
 }
 
 impl Store {
-    /// Keeps a new session with its memory.
-    pub async fn insert_session(&self, caller: Caller, session: Session) -> Result<()> {
-        self.writer.write(InsertSession { tenant: caller.tenant, session }).await
+    /// Keeps a new session with its memory, and the answer that is to be remembered.
+    pub async fn insert_session(
+        &self,
+        caller: Caller,
+        session: Session,
+        remember: Option<(Claim, String)>,
+    ) -> Result<()> {
+        self.writer.write(InsertSession { tenant: caller.tenant, session, remember }).await
     }
 
     pub async fn session(&self, caller: Caller, id: SessionId) -> Result<Option<Session>> {
@@ -162,26 +182,31 @@ impl Store {
         Ok(newest.push(" ORDER BY last_activity DESC, session_id DESC LIMIT 1").optional().await?)
     }
 
-    /// Changes a session; `None` if there is none. The inner error says what is wrong with the patch.
+    /// Changes a session if it is as `if_match` says.
     pub async fn update_session(
         &self,
         caller: Caller,
         id: SessionId,
         patch: SessionPatch,
+        if_match: Option<&IfMatch>,
         now: Timestamp,
-    ) -> Result<Option<Result<Session, String>>> {
+    ) -> Result<Result<Session, NotUpdated>> {
         let mut tx = self.db.begin().await?;
         let row = tx.sql(SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
         let row = row.push_each("", " FOR UPDATE").bind(id).bind(caller.tenant);
         let Some(session) = row.optional::<Session>().await? else {
             tx.rollback().await?;
-            return Ok(None);
+            return Ok(Err(NotUpdated::Unknown));
         };
+        if if_match.is_some_and(|etags| !etags.matches(&session)) {
+            tx.rollback().await?;
+            return Ok(Err(NotUpdated::Changed));
+        }
         let session = match patch.apply(session, now) {
             Ok(session) => session,
             Err(refusal) => {
                 tx.rollback().await?;
-                return Ok(Some(Err(refusal)));
+                return Ok(Err(NotUpdated::Refused(refusal)));
             }
         };
         tx.sql(
@@ -201,23 +226,36 @@ impl Store {
         .run()
         .await?;
         tx.commit().await?;
-        Ok(Some(Ok(session)))
+        Ok(Ok(session))
     }
 
-    /// Up to `limit` sessions of any tenant that have been inactive since before `ended_before`, or, being
-    /// temporary, since before `temporary_before`.
+    /// Up to `limit` sessions of any tenant that are past their retention.
     pub async fn sessions_to_remove(
         &self,
-        ended_before: Option<Timestamp>,
-        temporary_before: Timestamp,
+        cutoffs: Cutoffs,
         limit: i64,
     ) -> Result<Vec<(SessionId, TenantId)>> {
-        // Ended or expired, each found by an index of its own; the earlier of the two counts.
-        let ended_before = ended_before.unwrap_or(Timestamp::from_millis(i64::MIN));
+        // Ended or expired, each found by an index of its own.
         let old = "SELECT session_id, tenant_id FROM sessions WHERE ended_at < $1 OR expires_at < $1 \
              OR (temporary = $3 AND (ended_at < $2 OR expires_at < $2)) LIMIT $4";
-        let old = self.db.read(old).bind(ended_before).bind(temporary_before).bind(true).bind(limit);
+        let old = self.db.read(old).bind(cutoffs.any).bind(cutoffs.temporary).bind(true).bind(limit);
         Ok(old.all().await?)
+    }
+}
+
+/// Since before when sessions must have been inactive to be removed.
+#[derive(Clone, Copy, Debug)]
+pub struct Cutoffs {
+    pub any: Timestamp,
+    /// For temporary ones.
+    pub temporary: Timestamp,
+}
+
+impl Cutoffs {
+    /// Whether a session is past its retention.
+    pub fn are_past(&self, session: &Session) -> bool {
+        let since = [session.ended_at, session.expires_at].into_iter().flatten().min();
+        since.is_some_and(|since| since < self.any || (session.temporary && since < self.temporary))
     }
 }
 
@@ -225,13 +263,14 @@ impl Store {
 pub(super) struct InsertSession {
     pub tenant: TenantId,
     pub session: Session,
+    pub remember: Option<(Claim, String)>,
 }
 
 impl Write for InsertSession {
     type Answer = ();
 
-    fn session(&self) -> SessionId {
-        self.session.id
+    fn row(&self) -> i64 {
+        self.session.id.number()
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<()> {
@@ -260,6 +299,9 @@ impl Write for InsertSession {
             .bind(session.created_at)
             .run()
             .await?;
+        if let Some((claim, answer)) = &self.remember {
+            claim.remember(tx, Some((session.id, None)), 201, answer).await?;
+        }
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Error, Result, Store, db::Tx, sessions::InsertSession, writer::Write};
+use super::{Error, Result, Store, db::Tx, idempotency::Claim, sessions::InsertSession, writer::Write};
 use crate::domain::{
     caller::{Caller, TenantId},
     clock::Timestamp,
@@ -16,9 +16,14 @@ use crate::domain::{
     turn::{Turn, TurnStatus, Usage},
 };
 
+/// About how many bytes of text a page holds at most, however many turns are asked for; one turn at least.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// Turns of a session that is there: those of a deleted one may wait for their removal.
 const TURNS: &str = "SELECT session_id, turn, status, message, response, error_code, error_message, model, \
      prompt_tokens, completion_tokens, total_tokens, execution_us, request_id, metadata, created_at, completed_at \
-     FROM turns WHERE session_id = $1 AND tenant_id = $2";
+     FROM turns WHERE session_id = $1 AND tenant_id = $2 \
+     AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = $1 AND s.tenant_id = $2)";
 
 /// A message that asks to become a session's next turn.
 #[derive(Clone, Debug)]
@@ -34,7 +39,20 @@ pub struct Admission {
     pub lease_token: i64,
     /// How long the turn may run until it has to be renewed.
     pub lease: Duration,
+    /// Whether a running turn is cancelled to make room.
+    pub interrupt: bool,
+    /// Whether the session is kept for this message if it is busy: the next turn is then its, unless it does not
+    /// ask again for [`WAITS`].
+    pub wait: bool,
+    /// The claim of the key that the message came with.
+    pub claim: Option<Claim>,
 }
+
+/// How long a session is kept for a waiting message that does not ask again.
+pub const WAITS: Duration = Duration::from_secs(1);
+
+/// Where instances tell each other which turns were cancelled: session and turn, as numbers.
+pub(super) const CANCELLED: &str = "atlus_cancelled";
 
 /// Where a message goes.
 #[derive(Clone, Debug)]
@@ -52,6 +70,8 @@ pub enum Destination {
 pub struct Admitted {
     pub turn: i64,
     pub temporary: bool,
+    /// The turn that was cancelled to make room.
+    pub interrupted: Option<i64>,
 }
 
 /// Why a message did not become a turn.
@@ -59,7 +79,7 @@ pub struct Admitted {
 pub enum NotAdmitted {
     /// The session does not exist, is not the caller's, or is not active.
     Invalid,
-    /// A turn is running.
+    /// A turn is running, or another message waits for the session and comes first.
     Busy { turn: i64 },
 }
 
@@ -76,17 +96,27 @@ pub struct TurnKey {
 #[derive(Clone, Debug)]
 pub enum Ending {
     Completed { response: String, response_tokens: i64, model: String, usage: Option<Usage> },
-    Failed { code: &'static str, message: String },
+    Failed { code: String, message: String },
 }
 
 /// What became of an attempt to end a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Stored,
+    Cancelled,
     /// Its lease ran out and somebody else has failed it.
     LeaseLost,
     /// The session was deleted meanwhile.
     Gone,
+}
+
+/// What became of a wish to cancel a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    Done,
+    NotRunning,
+    UnknownTurn,
+    UnknownSession,
 }
 
 /// A running turn whose lease has run out.
@@ -108,35 +138,46 @@ impl Store {
         self.writer.write(Admit { tenant: caller.tenant, admission }).await
     }
 
-    /// Ends a running turn. Safe to repeat: a turn that was ended with the same token is found ended.
+    /// Ends a running turn, and remembers the answer. Safe to repeat: a turn that was ended with the same token is
+    /// found ended.
     pub async fn end_turn(
         &self,
         key: TurnKey,
         ending: Ending,
         execution: Duration,
         now: Timestamp,
+        remember: Option<(Claim, String)>,
     ) -> Result<Ended> {
-        self.writer.write(End { key, ending, execution, now }).await
+        self.writer.write(End { key, ending, execution, now, remember }).await
     }
 
-    /// Puts off the moment at which a running turn counts as abandoned; `false` if it is no longer running.
-    pub async fn renew_lease(&self, key: TurnKey, lease: Duration) -> Result<bool> {
-        let mut tx = self.db.begin().await?;
-        let until = tx.clock().await? + lease;
-        let renewed = tx
-            .sql(
-                "UPDATE turns SET lease_expires_at = $5 WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 \
-                     AND lease_token = $4 AND status = 'running'",
-            )
-            .bind(key.session)
-            .bind(key.tenant)
-            .bind(key.turn)
-            .bind(key.lease_token)
-            .bind(until)
-            .run()
-            .await?;
-        tx.commit().await?;
-        Ok(renewed > 0)
+    /// Cancels a running turn. The key that its message came with remembers that, as status 409.
+    pub async fn cancel_turn(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        turn: i64,
+        now: Timestamp,
+    ) -> Result<Cancelled> {
+        self.writer.write(Cancel { tenant: caller.tenant, session, turn, now }).await
+    }
+
+    /// Puts off the moment at which a running turn, and the claim it was admitted with, count as abandoned;
+    /// `false` if the turn is no longer running.
+    pub async fn renew_lease(&self, key: TurnKey, claim: Option<Claim>, lease: Duration) -> Result<bool> {
+        self.writer.write(Renew { key, claim, lease }).await
+    }
+
+    /// Keeps a piece of a running turn's reply, which begins at byte `start` of it, for readers at other instances.
+    pub async fn keep_piece(&self, key: TurnKey, start: i64, text: String) -> Result<()> {
+        self.writer.write(KeepPiece { key, start, text }).await
+    }
+
+    /// The kept pieces of a running turn's reply, in order.
+    pub async fn pieces(&self, caller: Caller, session: SessionId, turn: i64) -> Result<Vec<(i64, String)>> {
+        let text = "SELECT start, text FROM turn_pieces WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 \
+             ORDER BY start";
+        Ok(self.db.read(text).bind(session).bind(caller.tenant).bind(turn).all().await?)
     }
 
     /// Up to `limit` running turns whose lease has run out, of one session or of all.
@@ -171,14 +212,18 @@ impl Store {
             .await?;
         match failed {
             0 => tx.rollback().await?,
-            _ => tx.commit().await?,
+            _ => {
+                drop_pieces(&mut tx, session_id, tenant_id, turn).await?;
+                tx.commit().await?;
+            }
         }
         Ok(failed > 0)
     }
 
-    /// The last number given in a session; `None` if there is no such session.
+    /// The turn that runs in a session, or else the last; `None` if there is no such session.
     pub async fn latest_turn(&self, caller: Caller, session: SessionId) -> Result<Option<i64>> {
-        let text = "SELECT last_turn FROM sessions WHERE session_id = $1 AND tenant_id = $2";
+        let text =
+            "SELECT COALESCE(running_turn, last_turn) FROM sessions WHERE session_id = $1 AND tenant_id = $2";
         let row: Option<(i64,)> = self.db.read(text).bind(session).bind(caller.tenant).optional().await?;
         Ok(row.map(|(turn,)| turn))
     }
@@ -201,6 +246,13 @@ impl Store {
         }
         page = page.push(" ORDER BY turn").push(sorted);
         let rows = page.push(" LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX)).all().await?;
+        let rows: Vec<Turn> = rows;
+        let mut bytes = 0;
+        let fits = |turn: &&Turn| {
+            bytes += turn.message.len() + turn.response.as_ref().map_or(0, String::len);
+            bytes <= PAGE_BYTES
+        };
+        let limit = limit.min(rows.iter().take_while(fits).count().max(1));
         Ok(Page::cut(rows, limit, |turn: &Turn| Position { key: turn.turn, id: 0 }))
     }
 
@@ -218,43 +270,85 @@ struct Admit {
 impl Write for Admit {
     type Answer = Result<Admitted, NotAdmitted>;
 
-    fn session(&self) -> SessionId {
+    fn row(&self) -> i64 {
+        self.session_id().number()
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<Self::Answer> {
+        let admission = &self.admission;
+        if let Destination::New(session) = &admission.session {
+            let session = (**session).clone();
+            InsertSession { tenant: self.tenant, session, remember: None }.apply(tx).await?;
+        }
+        let clock = tx.clock().await?;
+        if let Some(numbered) = self.number(tx, clock).await? {
+            return self.begin(tx, clock, numbered, None).await.map(Ok);
+        }
+        match self.why_not(tx).await? {
+            Err(NotAdmitted::Busy { turn }) if admission.interrupt => {
+                let (session, tenant) = (self.session_id(), self.tenant);
+                let cancel = Cancel { tenant, session, turn, now: admission.now };
+                let cancelled = cancel.apply(tx).await?;
+                match self.number(tx, clock).await? {
+                    Some(numbered) => {
+                        let interrupted = (cancelled == Cancelled::Done).then_some(turn);
+                        self.begin(tx, clock, numbered, interrupted).await.map(Ok)
+                    }
+                    None => Ok(Err(NotAdmitted::Busy { turn })),
+                }
+            }
+            Err(busy @ NotAdmitted::Busy { .. }) if admission.wait => {
+                self.keep_place(tx, clock).await?;
+                Ok(Err(busy))
+            }
+            outcome => Ok(outcome),
+        }
+    }
+}
+
+impl Admit {
+    fn session_id(&self) -> SessionId {
         match &self.admission.session {
             Destination::Existing { id, .. } => *id,
             Destination::New(session) => session.id,
         }
     }
 
-    async fn apply(&self, tx: &mut Tx) -> Result<Self::Answer> {
-        let (id, admission) = (self.session(), &self.admission);
-        let user = match &admission.session {
+    fn user(&self) -> Option<&UserId> {
+        match &self.admission.session {
             Destination::Existing { user, .. } => user.as_ref(),
-            Destination::New(session) => {
-                InsertSession { tenant: self.tenant, session: (**session).clone() }.apply(tx).await?;
-                None
-            }
-        };
+            Destination::New(_) => None,
+        }
+    }
+
+    /// Takes the session's next number if the session is active, free, and kept for nobody else: the number, and
+    /// whether the session is temporary. An interrupting message waits for nobody.
+    async fn number(&self, tx: &mut Tx, clock: Timestamp) -> Result<Option<(i64, bool)>> {
         // Activity never moves backwards, though servers' clocks may differ.
-        let numbered: Option<(i64, bool)> = tx
-            .sql(
-                "UPDATE sessions SET last_turn = last_turn + 1, running_turn = last_turn + 1, \
-                     last_activity = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END, \
-                     expires_at = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END \
-                         + ttl_seconds * 1000 \
-                 WHERE session_id = $1 AND tenant_id = $2 AND running_turn IS NULL AND ended_at IS NULL \
-                     AND (expires_at IS NULL OR expires_at > $3)",
-            )
-            .bind(id)
-            .bind(self.tenant)
-            .bind(admission.now)
-            .push_some(" AND user_id = ", user)
-            .push(" RETURNING last_turn, temporary")
-            .optional()
-            .await?;
-        let Some((turn, temporary)) = numbered else {
-            return self.why_not(tx).await;
-        };
-        let lease_expires_at = tx.clock().await? + admission.lease;
+        let take = tx.sql(
+            "UPDATE sessions SET last_turn = last_turn + 1, running_turn = last_turn + 1, \
+                 last_activity = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END, \
+                 expires_at = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END + ttl_seconds * 1000, \
+                 waiting_token = CASE WHEN waiting_token = $4 THEN NULL ELSE waiting_token END \
+             WHERE session_id = $1 AND tenant_id = $2 AND running_turn IS NULL AND ended_at IS NULL \
+                 AND (expires_at IS NULL OR expires_at > $3) \
+                 AND (waiting_token IS NULL OR waiting_token = $4 OR waiting_until < $5 OR $6)",
+        );
+        let take = take.bind(self.session_id()).bind(self.tenant).bind(self.admission.now);
+        let take = take.bind(self.admission.lease_token).bind(clock).bind(self.admission.interrupt);
+        let take = take.push_some(" AND user_id = ", self.user());
+        Ok(take.push(" RETURNING last_turn, temporary").optional().await?)
+    }
+
+    /// Keeps the message as a running turn.
+    async fn begin(
+        &self,
+        tx: &mut Tx,
+        clock: Timestamp,
+        (turn, temporary): (i64, bool),
+        interrupted: Option<i64>,
+    ) -> Result<Admitted> {
+        let (id, admission) = (self.session_id(), &self.admission);
         tx.sql(
             "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, metadata, \
                  request_id, created_at, lease_token, lease_expires_at) \
@@ -269,42 +363,54 @@ impl Write for Admit {
         .bind(&admission.request_id)
         .bind(admission.now)
         .bind(admission.lease_token)
-        .bind(lease_expires_at)
+        .bind(clock + admission.lease)
         .run()
         .await?;
-        Ok(Ok(Admitted { turn, temporary }))
+        if let Some(claim) = &admission.claim {
+            claim.link(tx, id, turn).await?;
+        }
+        Ok(Admitted { turn, temporary, interrupted })
     }
-}
 
-impl Admit {
     /// Tells why a session took no turn, or finds the turn that this very admission has made before.
     async fn why_not(&self, tx: &mut Tx) -> Result<Result<Admitted, NotAdmitted>> {
-        let admission = &self.admission;
-        let user = match &admission.session {
-            Destination::Existing { user, .. } => user.as_ref(),
-            Destination::New(_) => None,
-        };
-        let running: Option<(i64, bool, i64)> = tx
+        let found: Option<(i64, bool, Option<i64>)> = tx
             .sql(
-                "SELECT t.turn, s.temporary, t.lease_token FROM sessions s \
-                 JOIN turns t ON t.session_id = s.session_id AND t.tenant_id = s.tenant_id \
+                "SELECT COALESCE(s.running_turn, s.last_turn), s.temporary, t.lease_token FROM sessions s \
+                 LEFT JOIN turns t ON t.session_id = s.session_id AND t.tenant_id = s.tenant_id \
                      AND t.turn = s.running_turn \
                  WHERE s.session_id = $1 AND s.tenant_id = $2 AND s.ended_at IS NULL \
                      AND (s.expires_at IS NULL OR s.expires_at > $3)",
             )
-            .bind(self.session())
+            .bind(self.session_id())
             .bind(self.tenant)
-            .bind(admission.now)
-            .push_some(" AND s.user_id = ", user)
+            .bind(self.admission.now)
+            .push_some(" AND s.user_id = ", self.user())
             .optional()
             .await?;
-        Ok(match running {
-            Some((turn, temporary, token)) if token == admission.lease_token => {
-                Ok(Admitted { turn, temporary })
+        Ok(match found {
+            Some((turn, temporary, Some(token))) if token == self.admission.lease_token => {
+                Ok(Admitted { turn, temporary, interrupted: None })
             }
             Some((turn, ..)) => Err(NotAdmitted::Busy { turn }),
             None => Err(NotAdmitted::Invalid),
         })
+    }
+
+    /// Keeps the session for this message, unless it is kept for another.
+    async fn keep_place(&self, tx: &mut Tx, clock: Timestamp) -> Result<()> {
+        tx.sql(
+            "UPDATE sessions SET waiting_token = $3, waiting_until = $4 WHERE session_id = $1 AND tenant_id = $2 \
+                 AND (waiting_token IS NULL OR waiting_token = $3 OR waiting_until < $5)",
+        )
+        .bind(self.session_id())
+        .bind(self.tenant)
+        .bind(self.admission.lease_token)
+        .bind(clock + WAITS)
+        .bind(clock)
+        .run()
+        .await?;
+        Ok(())
     }
 }
 
@@ -313,13 +419,14 @@ struct End {
     ending: Ending,
     execution: Duration,
     now: Timestamp,
+    remember: Option<(Claim, String)>,
 }
 
 impl Write for End {
     type Answer = Ended;
 
-    fn session(&self) -> SessionId {
-        self.key.session
+    fn row(&self) -> i64 {
+        self.key.session.number()
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Ended> {
@@ -333,7 +440,7 @@ impl Write for End {
             Ending::Completed { response, response_tokens, model, usage } => {
                 (TurnStatus::Completed, None, Some((response, response_tokens, model, usage)))
             }
-            Ending::Failed { code, message } => (TurnStatus::Failed, Some((*code, message)), None),
+            Ending::Failed { code, message } => (TurnStatus::Failed, Some((code, message)), None),
         };
         let usage = answer.and_then(|(.., usage)| usage.as_ref());
         let ended = tx
@@ -357,12 +464,19 @@ impl Write for End {
             .bind(usage.map(|usage| usage.prompt_tokens))
             .bind(usage.map(|usage| usage.completion_tokens))
             .bind(usage.map(|usage| usage.total_tokens))
-            .bind(failure.map(|(code, _)| code))
+            .bind(failure.map(|(code, _)| code.clone()))
             .bind(failure.map(|(_, message)| message.clone()))
             .run()
             .await?;
         // The session said that this turn runs, so a row must have changed; undo the batch otherwise.
-        if ended == 1 { Ok(Ended::Stored) } else { Err(Error::from(sqlx::Error::RowNotFound)) }
+        if ended != 1 {
+            return Err(Error::from(sqlx::Error::RowNotFound));
+        }
+        drop_pieces(tx, session, tenant, turn).await?;
+        if let Some((claim, answer)) = &self.remember {
+            claim.remember(tx, Some((session, Some(turn))), 200, answer).await?;
+        }
+        Ok(Ended::Stored)
     }
 }
 
@@ -384,6 +498,7 @@ impl End {
             .await?;
         Ok(match (found, &self.ending) {
             (None, _) => Ended::Gone,
+            (Some((TurnStatus::Cancelled, _)), _) => Ended::Cancelled,
             (Some((TurnStatus::Completed, _)), Ending::Completed { .. }) => Ended::Stored,
             (Some((TurnStatus::Failed, Some(was))), Ending::Failed { code, .. }) if was == *code => {
                 Ended::Stored
@@ -414,4 +529,137 @@ async fn free_session(
         .run()
         .await?;
     Ok(freed == 1)
+}
+
+/// Cancels a running turn and tells every instance.
+struct Cancel {
+    tenant: TenantId,
+    session: SessionId,
+    turn: i64,
+    now: Timestamp,
+}
+
+impl Write for Cancel {
+    type Answer = Cancelled;
+
+    fn row(&self) -> i64 {
+        self.session.number()
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<Cancelled> {
+        let Self { tenant, session, turn, .. } = *self;
+        if !free_session(tx, session, tenant, turn, 0).await? {
+            let known = "SELECT EXISTS (SELECT 1 FROM turns t WHERE t.session_id = $1 AND t.tenant_id = $2 AND t.turn = $3) \
+                 FROM sessions WHERE session_id = $1 AND tenant_id = $2";
+            let known = tx.sql(known).bind(session).bind(tenant).bind(turn).optional::<(bool,)>().await?;
+            return Ok(match known {
+                Some((true,)) => Cancelled::NotRunning,
+                Some((false,)) => Cancelled::UnknownTurn,
+                None => Cancelled::UnknownSession,
+            });
+        }
+        tx.sql(
+            "UPDATE turns SET status = 'cancelled', completed_at = $4, error_code = 'TURN_CANCELLED', \
+                 error_message = 'The turn was cancelled' \
+             WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 AND status = 'running'",
+        )
+        .bind(session)
+        .bind(tenant)
+        .bind(turn)
+        .bind(self.now)
+        .run()
+        .await?;
+        drop_pieces(tx, session, tenant, turn).await?;
+        tx.sql(
+            "UPDATE idempotency_records SET status = 409 WHERE session_id = $1 AND tenant_id = $2 \
+                 AND turn = $3 AND status IS NULL",
+        )
+        .bind(session)
+        .bind(tenant)
+        .bind(turn)
+        .run()
+        .await?;
+        tx.notify(CANCELLED, format!("{} {turn}", session.number())).await?;
+        Ok(Cancelled::Done)
+    }
+}
+
+/// Says that a running turn still runs.
+struct Renew {
+    key: TurnKey,
+    claim: Option<Claim>,
+    lease: Duration,
+}
+
+impl Write for Renew {
+    type Answer = bool;
+
+    fn row(&self) -> i64 {
+        self.key.session.number()
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<bool> {
+        let until = tx.clock().await? + self.lease;
+        // Changes neither number nor status, so the session's row need not be locked.
+        let renewed = tx
+            .sql(
+                "UPDATE turns SET lease_expires_at = $5 WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 \
+                     AND lease_token = $4 AND status = 'running'",
+            )
+            .bind(self.key.session)
+            .bind(self.key.tenant)
+            .bind(self.key.turn)
+            .bind(self.key.lease_token)
+            .bind(until)
+            .run()
+            .await?;
+        if let Some(claim) = &self.claim {
+            claim.renew(tx, until).await?;
+        }
+        Ok(renewed > 0)
+    }
+}
+
+/// Keeps a piece of a reply for as long as its turn runs.
+struct KeepPiece {
+    key: TurnKey,
+    start: i64,
+    text: String,
+}
+
+impl Write for KeepPiece {
+    type Answer = ();
+
+    fn row(&self) -> i64 {
+        self.key.session.number()
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<()> {
+        tx.sql(
+            "INSERT INTO turn_pieces (session_id, tenant_id, turn, start, text) \
+             SELECT session_id, tenant_id, turn, $5, $6 FROM turns WHERE session_id = $1 AND tenant_id = $2 \
+                 AND turn = $3 AND lease_token = $4 AND status = 'running' \
+             ON CONFLICT (session_id, tenant_id, turn, start) DO NOTHING",
+        )
+        .bind(self.key.session)
+        .bind(self.key.tenant)
+        .bind(self.key.turn)
+        .bind(self.key.lease_token)
+        .bind(self.start)
+        .bind(self.text.as_str())
+        .run()
+        .await?;
+        Ok(())
+    }
+}
+
+/// Removes the kept pieces of a turn that has ended.
+async fn drop_pieces(tx: &mut Tx, session: SessionId, tenant: TenantId, turn: i64) -> Result<()> {
+    tx.sql("DELETE FROM turn_pieces WHERE session_id = $1 AND tenant_id = $2 AND turn = $3")
+        .bind(session)
+        .bind(tenant)
+        .bind(turn)
+        .run()
+        .await?;
+    Ok(())
 }

@@ -12,7 +12,6 @@ use super::{
     Error, Result,
     db::{Db, Tx},
 };
-use crate::domain::ids::SessionId;
 
 /// The most writes in one transaction; more gains little and makes the first wait for the last.
 const MAX_BATCH: usize = 256;
@@ -25,8 +24,8 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 pub(super) trait Write: Send + Sync + 'static {
     type Answer: Send + 'static;
 
-    /// Whose row it locks first.
-    fn session(&self) -> SessionId;
+    /// The number of the row it locks first: of its session, where it has one.
+    fn row(&self) -> i64;
 
     /// Sends its statements. May be called again after its transaction was undone.
     fn apply<'a>(&'a self, tx: &'a mut Tx) -> impl Future<Output = Result<Self::Answer>> + Send + 'a;
@@ -50,8 +49,8 @@ impl Writer {
     /// Writes, and returns when it is durable. If the caller goes away, it is written all the same.
     pub async fn write<W: Write>(&self, write: W) -> Result<W::Answer> {
         let (done, answer) = oneshot::channel();
-        let bits = write.session().number().cast_unsigned();
-        // Identifiers are random, so their remainder spreads evenly.
+        let bits = write.row().cast_unsigned();
+        // Rows are named at random, so their remainder spreads evenly.
         let lane = usize::try_from(bits % self.0.len() as u64).unwrap_or(0);
         let item = Box::new(Pending { write, answer: None, done: Some(done) });
         let stopped = || Error::from(sqlx::Error::PoolClosed);
@@ -62,7 +61,7 @@ impl Writer {
 
 /// A write of any kind, with whoever waits for it.
 trait Item: Send {
-    fn session(&self) -> SessionId;
+    fn row(&self) -> i64;
     fn apply<'a>(&'a mut self, tx: &'a mut Tx) -> BoxFuture<'a, ()>;
     fn answer(&mut self, outcome: Result<()>);
 }
@@ -74,8 +73,8 @@ struct Pending<W: Write> {
 }
 
 impl<W: Write> Item for Pending<W> {
-    fn session(&self) -> SessionId {
-        self.write.session()
+    fn row(&self) -> i64 {
+        self.write.row()
     }
 
     fn apply<'a>(&'a mut self, tx: &'a mut Tx) -> BoxFuture<'a, ()> {
@@ -101,12 +100,18 @@ async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>) {
     while queue.recv_many(&mut batch, MAX_BATCH).await > 0 {
         // Rows are locked in one order everywhere, or two instances would wait for each other. Stable, so
         // that writes to one session keep theirs.
-        batch.sort_by_key(|item| item.session());
+        batch.sort_by_key(|item| item.row());
         match commit(&db, &mut batch).await {
             // One write was refused by the database and the rest undone with it: each again, by itself.
-            Err(Error::Taken { .. } | Error::Failed(_)) if batch.len() > 1 => {
+            Err(error) if error.is_answer() && batch.len() > 1 => {
+                let mut gone = None;
                 for item in &mut batch {
-                    let outcome = commit(&db, std::slice::from_mut(item)).await;
+                    let outcome = match &gone {
+                        None => commit(&db, std::slice::from_mut(item)).await,
+                        Some(error) => Err(Error::clone(error)),
+                    };
+                    // Once the database is away, the rest need not find that out one by one.
+                    gone = gone.or(outcome.as_ref().err().filter(|error| !error.is_answer()).cloned());
                     item.answer(outcome);
                 }
             }
@@ -121,8 +126,10 @@ async fn commit(db: &Db, batch: &mut [Box<dyn Item>]) -> Result<()> {
     let mut tx = db.begin().await?;
     for item in batch {
         if let Err(error) = item.apply(&mut tx).await {
-            // If this fails too, dropping has undone the transaction.
-            let _ = tx.rollback().await;
+            // Else the connection is gone, and dropping the transaction is all that is left.
+            if error.is_answer() {
+                let _ = tx.rollback().await;
+            }
             return Err(error);
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use atlus::{
     app::App,
-    config::{Config, ModelConfig, Settings},
+    config::{Config, ModelConfig, Provider, Settings},
     domain::clock::{Clock, Timestamp},
     jobs, server,
     store::{DatabaseSettings, Kind, Store},
@@ -165,6 +165,18 @@ impl Clock for TestClock {
     }
 }
 
+/// The settings of a model at an OpenAI-compatible server.
+pub fn scripted(url: &str) -> ModelConfig {
+    ModelConfig::Server {
+        provider: Provider::OpenAi,
+        url: url.parse().unwrap(),
+        model: "scripted".to_owned(),
+        key: Some("sk-test-key-of-ours".into()),
+        fallback: Vec::new(),
+        concurrency: 64,
+    }
+}
+
 /// A server in this process.
 pub struct Server {
     pub client: Client,
@@ -208,13 +220,8 @@ impl Server {
 
     /// A server whose model is an OpenAI-compatible server at `url`.
     pub async fn with_model(kind: Kind, url: &str, change: impl FnOnce(&mut Config)) -> Self {
-        let model = ModelConfig::OpenAi {
-            url: url.parse().unwrap(),
-            model: "scripted".to_owned(),
-            key: Some("sk-test-key-of-ours".into()),
-        };
         Self::with(Database::on(kind).await, |config| {
-            config.model = model;
+            config.model = scripted(url);
             change(config);
         })
         .await

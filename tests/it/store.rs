@@ -27,6 +27,9 @@ fn admission(session: Destination, lease_token: i64) -> Admission {
         now: NOW,
         lease_token,
         lease: Duration::from_secs(15),
+        interrupt: false,
+        wait: false,
+        claim: None,
     }
 }
 
@@ -36,7 +39,7 @@ fn existing(id: SessionId) -> Destination {
 
 async fn session(store: &Store) -> SessionId {
     let session = Session::new(UserId::default(), NOW);
-    store.insert_session(Caller::ANYONE, session.clone()).await.unwrap();
+    store.insert_session(Caller::ANYONE, session.clone(), None).await.unwrap();
     session.id
 }
 
@@ -44,11 +47,11 @@ on_both! {
     async fn a_write_that_fails_does_not_fail_those_it_shared_a_transaction_with(database: Database) {
         let store = database.store().await;
         let taken = Session::new(UserId::default(), NOW);
-        store.insert_session(Caller::ANYONE, taken.clone()).await.unwrap();
+        store.insert_session(Caller::ANYONE, taken.clone(), None).await.unwrap();
         let good: Vec<_> = (0..100).map(|_| Session::new(UserId::default(), NOW)).collect();
         let writes = good.iter().flat_map(|session| [session.clone(), taken.clone()]);
         let outcomes = futures_util::future::join_all(
-            writes.map(|session| store.insert_session(Caller::ANYONE, session))
+            writes.map(|session| store.insert_session(Caller::ANYONE, session, None))
         ).await;
         for (i, outcome) in outcomes.into_iter().enumerate() {
             match i % 2 {
@@ -64,7 +67,7 @@ on_both! {
     async fn a_write_is_done_though_nobody_waits_for_it(database: Database) {
         let store = database.store().await;
         let session = Session::new(UserId::default(), NOW);
-        let mut write = Box::pin(store.insert_session(Caller::ANYONE, session.clone()));
+        let mut write = Box::pin(store.insert_session(Caller::ANYONE, session.clone(), None));
         assert!(futures_util::poll!(&mut write).is_pending());
         drop(write);
         while store.session(Caller::ANYONE, session.id).await.unwrap().is_none() {
@@ -101,13 +104,13 @@ on_both! {
             response: "hello".into(), response_tokens: 2, model: "m".into(), usage: None
         };
         for _ in 0..2 {
-            let ended = store.end_turn(key, completed.clone(), Duration::ZERO, NOW).await.unwrap();
+            let ended = store.end_turn(key, completed.clone(), Duration::ZERO, NOW, None).await.unwrap();
             assert_eq!(ended, Ended::Stored);
         }
-        let failed = Ending::Failed { code: "UPSTREAM_ERROR", message: "no".into() };
-        assert_eq!(store.end_turn(key, failed, Duration::ZERO, NOW).await.unwrap(), Ended::LeaseLost);
+        let failed = Ending::Failed { code: "UPSTREAM_ERROR".into(), message: "no".into() };
+        assert_eq!(store.end_turn(key, failed, Duration::ZERO, NOW, None).await.unwrap(), Ended::LeaseLost);
         let stranger = TurnKey { lease_token: 8, ..key };
-        assert_eq!(store.end_turn(stranger, completed, Duration::ZERO, NOW).await.unwrap(), Ended::Gone);
+        assert_eq!(store.end_turn(stranger, completed, Duration::ZERO, NOW, None).await.unwrap(), Ended::Gone);
         assert_eq!(store.session(Caller::ANYONE, id).await.unwrap().unwrap().completed_turns, 1);
     }
 

@@ -1,0 +1,186 @@
+//! Calling a model that misbehaves: how many calls at once, how long, how often, and whom else to ask.
+//!
+//! A call is repeated only while nothing of its reply was heard, and only if the failure may pass: not reached, an
+//! error of the server's own, or a request for patience. Whatever happens ends by the ask's deadline.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{Ask, Error, Listener, Model, Reply, circuit::Circuit};
+use crate::domain::ids::random_bits;
+
+/// How often one model is asked for one reply.
+const ATTEMPTS: u32 = 3;
+/// The wait before the second attempt; doubled for each further one, and cut by chance to spread callers.
+const BACK_OFF: Duration = Duration::from_millis(250);
+
+/// A model behind which others stand, asked with care.
+pub struct Calls {
+    model: Box<dyn Model>,
+    /// The model itself, then those asked in its place: on the same server, each with a circuit of its own.
+    candidates: Vec<Candidate>,
+    running: Semaphore,
+    waiting: AtomicUsize,
+    max_waiting: usize,
+}
+
+struct Candidate {
+    /// Absent: the model's own.
+    name: Option<String>,
+    circuit: Circuit,
+}
+
+impl Calls {
+    /// At most `concurrency` calls run at once and four times as many wait; `fallback` names models on the same
+    /// server that are asked in turn where `model` cannot answer.
+    pub fn new(model: Box<dyn Model>, fallback: Vec<String>, concurrency: usize) -> Self {
+        let names = [None].into_iter().chain(fallback.into_iter().map(Some));
+        let candidates = names.map(|name| Candidate { name, circuit: Circuit::default() }).collect();
+        let (running, max_waiting) = (Semaphore::new(concurrency), concurrency.saturating_mul(4));
+        Self { model, candidates, running, waiting: AtomicUsize::new(0), max_waiting }
+    }
+
+    /// Waits for a place among those that run.
+    async fn place(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Error> {
+        if let Ok(place) = self.running.try_acquire() {
+            return Ok(place);
+        }
+        let waits = Waits::new(&self.waiting);
+        if waits.before >= self.max_waiting {
+            return Err(Error::Overloaded);
+        }
+        match timeout_at(deadline, self.running.acquire()).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(Error::Overloaded),
+        }
+    }
+
+    async fn call(&self, ask: &Ask, listener: &dyn Listener) -> Result<Reply, Error> {
+        let _place = self.place(ask.deadline).await?;
+        let heard = Heard { listener, any: AtomicBool::new(false) };
+        // A chat that names a model wants that one.
+        let candidates =
+            if ask.options.model.is_some() { &self.candidates[..1] } else { &self.candidates[..] };
+        let mut last = None;
+        for (left, candidate) in (1..=candidates.len()).rev().zip(candidates) {
+            // Each of those left gets an equal share of the time left.
+            let share = (ask.deadline - Instant::now()) / u32::try_from(left).unwrap_or(u32::MAX);
+            let error = match self.candidate(candidate, ask, &heard, Instant::now() + share).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            if heard.any.load(Ordering::Relaxed) || matches!(error, Error::Overloaded) {
+                return Err(error);
+            }
+            if left > 1 {
+                tracing::warn!(error = &error as &dyn std::error::Error, "model failed, asking the next");
+            }
+            last = Some(error);
+        }
+        Err(last.unwrap_or(Error::Overloaded))
+    }
+
+    /// Asks one candidate, several times if it helps.
+    async fn candidate(
+        &self,
+        candidate: &Candidate,
+        ask: &Ask,
+        heard: &Heard<'_>,
+        until: Instant,
+    ) -> Result<Reply, Error> {
+        let mut ask = ask.clone();
+        ask.options.model = candidate.name.clone().or(ask.options.model);
+        let mut attempt = 1;
+        loop {
+            if let Err(wait) = candidate.circuit.admit() {
+                let message = "The model server keeps failing and is left alone for a moment".to_owned();
+                return Err(Error::Unavailable { message, retry_after: Some(wait) });
+            }
+            let outcome = timeout_at(until, self.model.reply(&ask, heard)).await;
+            let error = match outcome.unwrap_or_else(|_| Err(too_late())) {
+                Ok(reply) => {
+                    candidate.circuit.report(true);
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            candidate.circuit.report(!matches!(error, Error::Broken(_) | Error::TimedOut(_)));
+            let wait = match &error {
+                Error::Broken(_) => back_off(attempt),
+                Error::Unavailable { retry_after, .. } => retry_after.unwrap_or_else(|| back_off(attempt)),
+                Error::Failed(_) | Error::TimedOut(_) | Error::Overloaded => return Err(error),
+            };
+            let too_long = Instant::now() + wait >= until;
+            if attempt == ATTEMPTS || too_long || heard.any.load(Ordering::Relaxed) {
+                return Err(error);
+            }
+            sleep(wait).await;
+            attempt += 1;
+        }
+    }
+}
+
+impl Model for Calls {
+    fn provider(&self) -> &'static str {
+        self.model.provider()
+    }
+
+    fn name(&self) -> &str {
+        self.model.name()
+    }
+
+    fn reply<'a>(&'a self, ask: &'a Ask, listener: &'a dyn Listener) -> BoxFuture<'a, Result<Reply, Error>> {
+        Box::pin(self.call(ask, listener))
+    }
+}
+
+fn too_late() -> Error {
+    Error::TimedOut("The model did not answer in time".into())
+}
+
+/// Half to all of the doubled wait, by chance.
+fn back_off(attempt: u32) -> Duration {
+    let whole = BACK_OFF * 2_u32.pow(attempt - 1);
+    let chance = u32::try_from(random_bits() & 0xffff).unwrap_or(0);
+    whole / 2 + whole / 2 * chance / 0xffff
+}
+
+/// Notes whether anything was heard.
+struct Heard<'a> {
+    listener: &'a dyn Listener,
+    any: AtomicBool,
+}
+
+impl Listener for Heard<'_> {
+    fn hear(&self, piece: &str) {
+        self.any.store(true, Ordering::Relaxed);
+        self.listener.hear(piece);
+    }
+}
+
+/// Counts a waiting call for as long as it waits.
+struct Waits<'a> {
+    waiting: &'a AtomicUsize,
+    /// How many waited before it.
+    before: usize,
+}
+
+impl<'a> Waits<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        Self { waiting, before: waiting.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}

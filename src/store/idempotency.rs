@@ -1,0 +1,230 @@
+//! Remembered answers: a request with a key that was seen before is not done again.
+//!
+//! A key is claimed before the work begins and holds a lease like a turn's; the answer is written in the
+//! transaction of the work's effect, so that both stand or fall together.
+
+use std::time::Duration;
+
+use super::{Error, Result, Store, db::Tx, writer::Write};
+use crate::domain::{
+    caller::{Caller, TenantId},
+    clock::Timestamp,
+    ids::{self, SessionId},
+};
+
+/// How long a key is remembered.
+const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A key as it was sent, with a digest of the request it came with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    pub key: String,
+    pub request_hash: [u8; 32],
+}
+
+/// The right to do the work of a key, and to remember its answer.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    tenant: TenantId,
+    key: String,
+    lease_token: i64,
+}
+
+/// What is known about a key.
+#[derive(Clone, Debug)]
+pub enum Claimed {
+    /// Nothing; the work is the caller's to do.
+    New(Claim),
+    /// Another request with this key is being done; its lease runs out after this time.
+    Running(Duration),
+    /// The work was done: its status and the answer.
+    Done { status: i64, answer: String },
+    /// The key came with another request.
+    OtherRequest,
+}
+
+impl Store {
+    /// Claims a key, or tells what became of it.
+    pub async fn claim(&self, caller: Caller, key: IdempotencyKey, lease: Duration) -> Result<Claimed> {
+        let lease_token = ids::random_bits();
+        self.writer.write(ClaimKey { tenant: caller.tenant, key, lease, lease_token }).await
+    }
+
+    /// Gives a claim up, so that the request may be sent again.
+    pub async fn release_claim(&self, claim: Claim) -> Result<()> {
+        self.writer.write(Release(claim)).await
+    }
+
+    /// Forgets up to `limit` keys whose time is over; how many.
+    pub async fn forget_keys(&self, limit: i64) -> Result<u64> {
+        let mut tx = self.db.begin().await?;
+        let now = tx.clock().await?;
+        let forgotten = tx
+            .sql(
+                "DELETE FROM idempotency_records WHERE (tenant_id, user_id, idempotency_key) IN \
+                     (SELECT tenant_id, user_id, idempotency_key FROM idempotency_records \
+                      WHERE expires_at < $1 LIMIT $2)",
+            )
+            .bind(now)
+            .bind(limit)
+            .run()
+            .await?;
+        tx.commit().await?;
+        Ok(forgotten)
+    }
+}
+
+/// The condition that finds a claim's record while it is still the claim's.
+const MINE: &str = " WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2 AND lease_token = $3 \
+     AND status IS NULL";
+
+impl Claim {
+    /// A number to order and spread writes by.
+    fn row(key: &str) -> i64 {
+        key.bytes().fold(0, |row: i64, byte| row.wrapping_mul(31).wrapping_add(byte.into()))
+    }
+
+    /// Notes which turn is being made for the key, so that whoever cancels the turn can remember that.
+    pub(super) async fn link(&self, tx: &mut Tx, session: SessionId, turn: i64) -> Result<()> {
+        let link = tx.sql("UPDATE idempotency_records SET session_id = $4, turn = $5").push(MINE);
+        let linked =
+            link.bind(self.tenant).bind(self.key.as_str()).bind(self.lease_token).bind(session).bind(turn);
+        still_mine(linked.run().await?)
+    }
+
+    /// Puts off the moment at which the claim counts as abandoned.
+    pub(super) async fn renew(&self, tx: &mut Tx, until: Timestamp) -> Result<()> {
+        let renew = tx.sql("UPDATE idempotency_records SET lease_expires_at = $4").push(MINE);
+        renew.bind(self.tenant).bind(self.key.as_str()).bind(self.lease_token).bind(until).run().await?;
+        Ok(())
+    }
+
+    /// Remembers the answer, in the transaction of what it answers for.
+    pub(super) async fn remember(
+        &self,
+        tx: &mut Tx,
+        about: Option<(SessionId, Option<i64>)>,
+        status: i64,
+        answer: &str,
+    ) -> Result<()> {
+        let remember = tx
+            .sql("UPDATE idempotency_records SET status = $4, answer = $5, session_id = $6, turn = $7")
+            .push(MINE)
+            .bind(self.tenant)
+            .bind(self.key.as_str())
+            .bind(self.lease_token)
+            .bind(status)
+            .bind(answer)
+            .bind(about.map(|(session, _)| session))
+            .bind(about.and_then(|(_, turn)| turn));
+        still_mine(remember.run().await?)
+    }
+}
+
+/// Somebody who took the claim over may do the work again; then this one must not have been.
+fn still_mine(changed: u64) -> Result<()> {
+    if changed == 1 { Ok(()) } else { Err(Error::from(sqlx::Error::RowNotFound)) }
+}
+
+struct ClaimKey {
+    tenant: TenantId,
+    key: IdempotencyKey,
+    lease: Duration,
+    lease_token: i64,
+}
+
+type Record = (Vec<u8>, Option<i64>, Option<String>, i64, Timestamp, Timestamp);
+
+impl Write for ClaimKey {
+    type Answer = Claimed;
+
+    fn row(&self) -> i64 {
+        Claim::row(&self.key.key)
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<Claimed> {
+        let now = tx.clock().await?;
+        let claim = Claim { tenant: self.tenant, key: self.key.key.clone(), lease_token: self.lease_token };
+        let inserted = tx
+            .sql(
+                "INSERT INTO idempotency_records (tenant_id, user_id, idempotency_key, request_hash, lease_token, \
+                     lease_expires_at, created_at, expires_at) VALUES ($1, '', $2, $3, $4, $5, $6, $7) \
+                 ON CONFLICT (tenant_id, user_id, idempotency_key) DO NOTHING",
+            )
+            .bind(self.tenant)
+            .bind(self.key.key.as_str())
+            .bind(self.key.request_hash.to_vec())
+            .bind(self.lease_token)
+            .bind(now + self.lease)
+            .bind(now)
+            .bind(now + KEPT)
+            .run()
+            .await?;
+        if inserted == 1 {
+            return Ok(Claimed::New(claim));
+        }
+        let (request_hash, status, answer, token, lease_expires_at, expires_at): Record = tx
+            .sql(
+                "SELECT request_hash, status, answer, lease_token, lease_expires_at, expires_at \
+                 FROM idempotency_records WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2",
+            )
+            .push_each("", " FOR UPDATE")
+            .bind(self.tenant)
+            .bind(self.key.key.as_str())
+            .one()
+            .await?;
+        // This very claim, whose first try may have been committed.
+        if token == self.lease_token {
+            return Ok(Claimed::New(claim));
+        }
+        let over = expires_at <= now;
+        if !over && request_hash != self.key.request_hash {
+            return Ok(Claimed::OtherRequest);
+        }
+        if let (false, Some(status)) = (over, status) {
+            return Ok(Claimed::Done { status, answer: answer.unwrap_or_default() });
+        }
+        if !over && lease_expires_at > now {
+            let left = (lease_expires_at.as_millis() - now.as_millis()).unsigned_abs();
+            return Ok(Claimed::Running(Duration::from_millis(left)));
+        }
+        // Its server is gone, or its time is over: the work is the caller's.
+        tx.sql(
+            "UPDATE idempotency_records SET request_hash = $3, lease_token = $4, lease_expires_at = $5, \
+                 created_at = $6, expires_at = $7, session_id = NULL, turn = NULL, status = NULL, answer = NULL \
+             WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2",
+        )
+        .bind(self.tenant)
+        .bind(self.key.key.as_str())
+        .bind(self.key.request_hash.to_vec())
+        .bind(self.lease_token)
+        .bind(now + self.lease)
+        .bind(now)
+        .bind(now + KEPT)
+        .run()
+        .await?;
+        Ok(Claimed::New(claim))
+    }
+}
+
+struct Release(Claim);
+
+impl Write for Release {
+    type Answer = ();
+
+    fn row(&self) -> i64 {
+        Claim::row(&self.0.key)
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<()> {
+        let Claim { tenant, key, lease_token } = &self.0;
+        tx.sql("DELETE FROM idempotency_records")
+            .push(MINE)
+            .bind(*tenant)
+            .bind(key.as_str())
+            .bind(*lease_token)
+            .run()
+            .await?;
+        Ok(())
+    }
+}
