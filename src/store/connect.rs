@@ -74,7 +74,9 @@ impl FromStr for DatabaseUrl {
     fn from_str(url: &str) -> Result<Self, String> {
         let options = match url.split_once(':').map(|(scheme, _)| scheme) {
             Some("sqlite") => SqliteConnectOptions::from_str(url).map(Options::Sqlite),
-            Some("postgres" | "postgresql") => PgConnectOptions::from_str(url).map(Options::Postgres),
+            Some("postgres" | "postgresql") => PgConnectOptions::from_str(url)
+                // A start parameter that PgBouncer refuses and that Postgres 12 and newer do not need.
+                .map(|options| Options::Postgres(options.extra_float_digits(None))),
             _ => return Err("must begin with sqlite:// or postgres://".to_owned()),
         };
         match options {
@@ -294,12 +296,18 @@ async fn postgres_pool(
         Ok::<_, sqlx::Error>((first, pool(writers).connect_lazy_with(options)))
     };
     let connected = match connect(guarded).await {
-        // PgBouncer takes no such start parameters (protocol violation); our own deadline still holds.
-        Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("08P01") => {
+        // PgBouncer takes no such start parameters; our own deadline still holds.
+        Err(sqlx::Error::Database(e)) if e.message().contains("startup parameter") => {
             tracing::info!(
-                "the database is behind a pooler that takes no timeouts at connection; \
-                 set statement_timeout on the database role"
+                "the database is behind a pooler that takes no timeouts at connection: set statement_timeout, \
+                 lock_timeout and idle_in_transaction_session_timeout on the database role"
             );
+            if settings.migration_url.is_none() {
+                tracing::warn!(
+                    "behind a pooler nothing is heard of turns cancelled at other instances until their lease is \
+                     renewed, and migrations may fail: set ATLUS_MIGRATION_DATABASE_URL to a direct URL"
+                );
+            }
             connect(options).await
         }
         connected => connected,
