@@ -140,6 +140,7 @@ impl ApiError {
     }
 
     /// The same, as a key remembers it.
+    #[must_use]
     pub fn replayed(self) -> Self {
         self.with_header(HeaderName::from_static("idempotency-replayed"), HeaderValue::from_static("true"))
     }
@@ -189,6 +190,7 @@ impl ApiError {
         self
     }
 
+    #[must_use]
     pub fn retry_after(self, wait: Duration) -> Self {
         self.with_header(header::RETRY_AFTER, wait.as_secs().max(1))
     }

@@ -37,7 +37,7 @@ pub struct StartEvent {
     #[oai(validator(minimum(value = "1")))]
     pub turn: i64,
     pub request_id: RequestId,
-    /// The model that is asked.
+    /// The model that is asked; of a remembered answer, the one that answered.
     pub model: String,
 }
 

@@ -141,7 +141,7 @@ impl Anthropic {
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
         });
-        reply.finish(model.unwrap_or_else(|| asked.to_owned()), usage)
+        reply.finish(model.as_deref().unwrap_or(asked), usage)
     }
 }
 

@@ -112,7 +112,7 @@ impl<'a> Growing<'a> {
     }
 
     /// The whole reply; an empty one is of no use.
-    fn finish(self, model: String, usage: Option<Usage>) -> Result<Reply, Error> {
+    fn finish(self, model: &str, usage: Option<Usage>) -> Result<Reply, Error> {
         if self.text.is_empty() {
             return Err(Error::Failed("The model server answered without any text".into()));
         }

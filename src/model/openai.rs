@@ -142,7 +142,7 @@ impl OpenAi {
             reply.push(whole.text().unwrap_or_default())?;
             (usage, model) = (whole.usage(), whole.model);
         }
-        reply.finish(model.unwrap_or_else(|| asked.to_owned()), usage)
+        reply.finish(model.as_deref().unwrap_or(asked), usage)
     }
 }
 

@@ -8,14 +8,14 @@ use atlus::{
         ids::{RequestId, SessionId},
         json::Metadata,
     },
-    store::{Admission, Destination, Ended, Ending, Store, TurnKey},
+    store::{Admission, Destination, Ended, Ending, Kind, Store, TurnKey},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Semaphore};
 
 use crate::{
-    harness::{Database, Server, on_both},
+    harness::{Database, Server, on_both, scripted},
     models::{Script, Upstream},
 };
 
@@ -378,4 +378,91 @@ on_both! {
         let turn = server.get(&format!("/sessions/{session}/turns/1")).await;
         assert_eq!(turn.data()["error"]["code"], "INTERRUPTED");
     }
+}
+
+/// Chats of many writers at these servers over eight sessions, and everything that must hold of them.
+async fn many_writers(servers: &[&Server], upstream: &Upstream, writers: usize, chats: usize) {
+    let sessions = futures_util::future::join_all((0..8).map(|_| servers[0].session(json!({})))).await;
+    let mut tasks = Vec::new();
+    for (s, server) in servers.iter().enumerate() {
+        for w in 0..writers {
+            let (client, sessions) = (server.client.clone(), sessions.clone());
+            tasks.push(tokio::spawn(async move {
+                for i in 0..chats {
+                    let session = &sessions[(w + i) % sessions.len()];
+                    // The session comes first, so that the model can tell whose turns overlap.
+                    client.say(session, &format!("{session} {s}.{w}.{i}")).await;
+                }
+            }));
+        }
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(!upstream.overlapped());
+    let mut prompts = upstream.prompts();
+    let mut total = 0;
+    for session in &sessions {
+        let (mut turns, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = servers[0].get(&format!("/sessions/{session}/turns?limit=100{cursor}")).await;
+            turns.extend_from_slice(page.items());
+            match page.data()["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        total += turns.len();
+        let numbers: Vec<_> = turns.iter().map(|turn| turn["turn"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (1..=turns.len() as u64).collect::<Vec<_>>());
+        let history: Vec<_> = turns
+            .iter()
+            .flat_map(|turn| {
+                [
+                    json!({"role": "user", "content": turn["message"]}),
+                    json!({"role": "assistant", "content": turn["response"]}),
+                ]
+            })
+            .collect();
+        let of_session = |prompt: &Vec<Value>| {
+            prompt.last().unwrap()["content"].as_str().unwrap().starts_with(session.as_str())
+        };
+        let (mine, others) = prompts.into_iter().partition(of_session);
+        prompts = others;
+        let mine: Vec<Vec<Value>> = mine;
+        assert_eq!(mine.len(), turns.len());
+        for (turn, prompt) in mine.iter().enumerate() {
+            assert_eq!(prompt[1..], history[..=2 * turn], "turn {} of {session}", turn + 1);
+        }
+    }
+    assert_eq!(total, servers.len() * writers * chats);
+}
+
+/// Takes 5 to 50 ms, by the text.
+fn at_leisure(message: &str) -> Script {
+    let pause = 5 + message.bytes().map(u64::from).sum::<u64>() % 46;
+    Script::Late(Duration::from_millis(pause), "noted".into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_keep_the_order_of_every_session() {
+    let upstream = Upstream::start(at_leisure).await;
+    let change = |config: &mut atlus::config::Config| {
+        config.chat.context_tokens = 1_000_000;
+        config.model = scripted(&upstream.url);
+    };
+    let server = Server::with(Database::on(Kind::Postgres).await, change).await;
+    let other = Server::beside(server.database.clone(), change).await;
+    many_writers(&[&server, &other], &upstream, 16, 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_on_sqlite_keeps_the_order_of_every_session() {
+    let upstream = Upstream::start(at_leisure).await;
+    let server = Server::with(Database::on(Kind::Sqlite).await, |config| {
+        config.chat.context_tokens = 1_000_000;
+        config.model = scripted(&upstream.url);
+    })
+    .await;
+    many_writers(&[&server], &upstream, 16, 100).await;
 }

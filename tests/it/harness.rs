@@ -2,6 +2,7 @@
 
 use std::{
     ops::Deref,
+    pin::Pin,
     process::Stdio,
     sync::{
         Arc,
@@ -18,6 +19,8 @@ use atlus::{
     store::{DatabaseSettings, Kind, Store},
 };
 use clap::Parser;
+use eventsource_stream::{Event, EventStreamError, Eventsource};
+use futures_util::{Stream, StreamExt};
 use reqwest::{Client as Http, Method, RequestBuilder, header::HeaderMap};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -306,6 +309,31 @@ impl Client {
         self.send(self.request(Method::DELETE, path)).await
     }
 
+    /// Begins to listen to a stream.
+    pub async fn listen(&self, request: RequestBuilder) -> Events {
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200, "{:?}", response.text().await);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert!(response.headers().contains_key("x-request-id"));
+        let replayed = response.headers().contains_key("idempotency-replayed");
+        Events { events: Box::pin(response.bytes_stream().eventsource()), replayed }
+    }
+
+    /// Sends a message whose answer is streamed.
+    pub async fn stream(&self, session: &str, message: &str) -> Events {
+        let body = json!({"session_id": session, "message": message});
+        self.listen(self.request(Method::POST, "/chat/stream").json(&body)).await
+    }
+
+    /// Goes on with the stream of a turn after the event `last`.
+    pub async fn resume(&self, session: &str, turn: i64, last: Option<&str>) -> Events {
+        let mut request = self.request(Method::GET, &format!("/sessions/{session}/turns/{turn}/stream"));
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last);
+        }
+        self.listen(request).await
+    }
+
     /// Makes a session; its id.
     pub async fn session(&self, body: Value) -> String {
         let made = self.post("/sessions", body).await;
@@ -323,6 +351,47 @@ impl Client {
         assert_eq!(answer.status, 200, "{answer:?}");
         answer.data()["response"].as_str().unwrap().to_owned()
     }
+}
+
+/// A stream of events, read by a library for them.
+pub struct Events {
+    events: Pin<Box<dyn Stream<Item = Result<Event, EventStreamError<reqwest::Error>>> + Send>>,
+    pub replayed: bool,
+}
+
+/// An event, its data read and checked against the document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heard {
+    pub name: String,
+    pub id: String,
+    pub data: Value,
+}
+
+impl Events {
+    pub async fn next(&mut self) -> Option<Heard> {
+        let event = self.events.next().await?.unwrap();
+        let data = serde_json::from_str(&event.data).unwrap();
+        crate::schema::check_event(&event.event, &data);
+        Some(Heard { name: event.event, id: event.id, data })
+    }
+
+    /// Every event to the end.
+    pub async fn all(mut self) -> Vec<Heard> {
+        let mut heard = Vec::new();
+        while let Some(event) = self.next().await {
+            heard.push(event);
+        }
+        heard
+    }
+}
+
+/// The text of all `delta` events.
+pub fn text_of(events: &[Heard]) -> String {
+    events
+        .iter()
+        .filter(|event| event.name == "delta")
+        .map(|event| event.data["text"].as_str().unwrap())
+        .collect()
 }
 
 impl Answer {

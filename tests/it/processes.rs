@@ -21,6 +21,14 @@ async fn run(args: &[&str], variables: &[(&str, &str)]) -> (i32, String, String)
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
+/// As if all leases had run out.
+async fn expire_leases(database: &Database) {
+    let store = database.store().await;
+    let mut tx = store.database().begin().await.unwrap();
+    tx.sql("UPDATE turns SET lease_expires_at = 0").run().await.unwrap();
+    tx.commit().await.unwrap();
+}
+
 on_both! {
     async fn a_conversation_survives_kill_9_between_any_two_lines(database: Database) {
         let server = Process::start(&database, &[]).await;
@@ -120,6 +128,59 @@ on_both! {
         let server = Process::start(&database, &[]).await;
         let turns = server.get(&format!("/sessions/{session}/turns")).await;
         assert_eq!(turns.items()[0]["response"], "worth waiting for");
+    }
+
+    async fn a_turn_left_by_a_dead_server_is_failed_at_the_next_start(database: Database) {
+        let gate = Arc::new(Semaphore::new(0));
+        let upstream = Upstream::gated(|_| Script::Say("never heard".into()), gate.clone()).await;
+        let model = [("ATLUS_MODEL_URL", upstream.url.as_str()), ("ATLUS_MODEL", "scripted")];
+        let server = Process::start(&database, &model).await;
+        let session = server.session(json!({})).await;
+        let chat = tokio::spawn({
+            let (client, session) = (server.client.clone(), session.clone());
+            async move {
+                let body = json!({"session_id": session, "message": "hi"});
+                client.request(reqwest::Method::POST, "/chat").json(&body).send().await.is_err()
+            }
+        });
+        upstream.asked_times(1).await;
+        server.kill().await;
+        assert!(chat.await.unwrap());
+        expire_leases(&database).await;
+        let mut server = Process::start(&database, &[]).await;
+        server.line("turn failed: its server is gone").await;
+        let turn = server.get(&format!("/sessions/{session}/turns/1")).await;
+        assert_eq!((&turn.data()["status"], &turn.data()["error"]["code"]), (&json!("failed"), &json!("INTERRUPTED")));
+    }
+
+    async fn a_server_that_was_frozen_cannot_answer_for_a_turn_it_has_lost(database: Database) {
+        let gate = Arc::new(Semaphore::new(0));
+        let upstream = Upstream::gated(|message| Script::Say(format!("You said: {message}")), gate.clone()).await;
+        let model = [("ATLUS_MODEL_URL", upstream.url.as_str()), ("ATLUS_MODEL", "scripted")];
+        let frozen = Process::start(&database, &model).await;
+        let other = Process::start(&database, &model).await;
+        let session = frozen.session(json!({})).await;
+        let late = tokio::spawn({
+            let (client, session) = (frozen.client.clone(), session.clone());
+            async move { client.chat(&session, "first").await }
+        });
+        upstream.asked_times(1).await;
+        frozen.signal("-STOP");
+        gate.add_permits(3);
+        expire_leases(&database).await;
+        assert_eq!(other.say(&session, "second").await, "You said: second");
+        frozen.signal("-CONT");
+        late.await.unwrap().refused(503, "OVERLOADED");
+        let turns = other.get(&format!("/sessions/{session}/turns")).await;
+        let turns: Vec<_> = turns.items().iter().map(|turn| {
+            (turn["turn"].clone(), turn["status"].clone(), turn["error"]["code"].clone(), turn["response"].clone())
+        }).collect();
+        assert_eq!(turns, [
+            (json!(1), json!("failed"), json!("INTERRUPTED"), json!(null)),
+            (json!(2), json!("completed"), json!(null), json!("You said: second")),
+        ]);
+        assert_eq!(frozen.say(&session, "third").await, "You said: third");
+        assert_eq!(upstream.prompts().last().unwrap().len(), 4);
     }
 
     async fn four_servers_started_at_once_on_an_empty_database_all_serve(database: Database) {

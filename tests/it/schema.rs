@@ -40,6 +40,19 @@ pub fn check(method: &Method, path: &str, status: u16, body: &Value) {
     validate(&(method.clone(), template, key), schema, body);
 }
 
+/// Panics unless the document allows this event.
+pub fn check_event(name: &str, data: &Value) {
+    let component = match name {
+        "start" => "StartEvent",
+        "delta" => "DeltaEvent",
+        "done" => "ChatAnswer",
+        "error" => "Failure",
+        other => panic!("there is no event {other}"),
+    };
+    let schema = json!({"$ref": format!("#/components/schemas/{component}")});
+    validate(&(Method::GET, component.to_owned(), "event".to_owned()), &schema, data);
+}
+
 fn check_failure(status: u16, body: &Value) {
     if status >= 400 && *body != Value::String(String::new()) {
         let schema = json!({"$ref": "#/components/schemas/Failure"});
