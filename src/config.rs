@@ -424,6 +424,37 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_reaches_its_place() {
+        let config = settings(&[
+            "--listen=127.0.0.1:1234", "--migration-database-url=sqlite://y.db", "--database-connections=33",
+            "--database-timeout=7s", "--model-provider=anthropic", "--model-url=http://m/v1",
+            "--model=first", "--model-api-key=key", "--model-fallback=second, third",
+            "--model-concurrency=5", "--model-timeout=500ms", "--system-prompt=Prompt",
+            "--context-tokens=300", "--context-turns=2", "--retention=90d", "--max-message-chars=11",
+            "--max-body-bytes=2222", "--log=debug", "--log-format=json",
+        ])
+        .read()
+        .unwrap();
+        assert_eq!(config.listen.port(), 1234);
+        assert_eq!(config.database.url.to_string(), "sqlite://x.db");
+        assert_eq!(config.database.migration_url.unwrap().to_string(), "sqlite://y.db");
+        assert_eq!(config.database.connections, 33);
+        assert_eq!(config.database.statement_timeout, Duration::from_secs(7));
+        let ModelConfig::Server { provider, url, model, key, fallback, concurrency } = config.model else {
+            unreachable!()
+        };
+        assert_eq!((provider, url.as_str(), model.as_str()), (Provider::Anthropic, "http://m/v1", "first"));
+        assert!(key.is_some());
+        assert_eq!((fallback, concurrency), (vec!["second".to_owned(), "third".to_owned()], 5));
+        assert_eq!(config.chat.model_timeout, Duration::from_millis(500));
+        assert_eq!((config.chat.system_prompt.as_str(), config.chat.max_message_chars), ("Prompt", 11));
+        assert_eq!((config.chat.context_tokens, config.chat.context_turns), (300, 2));
+        assert_eq!(config.jobs.retention, Some(Duration::from_secs(90 * 24 * 60 * 60)));
+        assert_eq!(config.server.max_body_bytes, 2222);
+        assert_eq!((config.log.directives.as_str(), config.log.json), ("debug", Some(true)));
+    }
+
+    #[test]
     fn an_address_that_others_reach_is_refused_unless_told_in_plain_words() {
         let message = settings(&["--listen", "0.0.0.0:5000"]).read().unwrap_err().to_string();
         assert!(message.contains("ATLUS_AUTH=off"), "{message}");

@@ -277,8 +277,8 @@ impl Write for InsertSession {
         let session = &self.session;
         tx.sql(
             "INSERT INTO sessions (session_id, tenant_id, user_id, title, metadata, system_prompt, temporary, \
-                 ttl_seconds, created_at, last_activity, expires_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                 ttl_seconds, created_at, last_activity, expires_at, ended_at, forked_from_session, forked_from_turn) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(session.id)
         .bind(self.tenant)
@@ -291,6 +291,9 @@ impl Write for InsertSession {
         .bind(session.created_at)
         .bind(session.last_activity)
         .bind(session.expires_at)
+        .bind(session.ended_at)
+        .bind(session.forked_from_session)
+        .bind(session.forked_from_turn)
         .run()
         .await?;
         tx.sql("INSERT INTO session_memory (session_id, tenant_id, updated_at) VALUES ($1, $2, $3)")

@@ -209,19 +209,19 @@ on_both! {
         }
     }
 
-    async fn sessions_do_not_wait_for_each_other(database: Database) {
+    async fn more_turns_run_at_once_than_there_are_connections(database: Database) {
         let gate = Arc::new(Semaphore::new(0));
         let upstream = Upstream::gated(echo, gate.clone()).await;
         let server = Server::with_model(database.kind, &upstream.url, |_| {}).await;
-        let chats: Vec<_> = futures_util::future::join_all((0..5).map(|_| server.session(json!({})))).await
+        let chats: Vec<_> = futures_util::future::join_all((0..24).map(|_| server.session(json!({})))).await
             .into_iter()
             .map(|session| {
                 let client = server.client.clone();
                 tokio::spawn(async move { client.say(&session, "hi").await })
             })
             .collect();
-        upstream.asked_times(5).await;
-        gate.add_permits(5);
+        upstream.asked_times(24).await;
+        gate.add_permits(24);
         for chat in chats {
             chat.await.unwrap();
         }

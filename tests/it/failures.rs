@@ -153,6 +153,17 @@ on_both! {
         let request = server.request(Method::POST, "/chat").header(header::CONTENT_TYPE, "application/json");
         server.send(request.body(reqwest::Body::wrap_stream(chunks))).await.refused(413, "PAYLOAD_TOO_LARGE");
         assert_eq!(server.count("SELECT COUNT(*) FROM turns").await, 1);
+
+        // The excess is read to its end, and the connection serves the next request.
+        let mut stream = TcpStream::connect(server.base.strip_prefix("http://").unwrap()).await.unwrap();
+        let head = "POST /api/v1/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                    content-length: 30000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'x'; 30_000]).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).await.unwrap();
+        assert!(answers.starts_with("HTTP/1.1 413") && answers.contains("HTTP/1.1 200 OK"), "{answers}");
     }
 
     async fn a_request_id_is_taken_if_it_is_fit_and_made_if_not(server: Server) {

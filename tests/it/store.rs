@@ -8,9 +8,13 @@ use atlus::{
         clock::Timestamp,
         ids::{RequestId, SessionId},
         json::Metadata,
+        page::Direction,
         session::{Session, UserId},
     },
-    store::{self, Admission, ConnectError, Destination, Ended, Ending, NotAdmitted, Store, TurnKey},
+    store::{
+        self, Admission, ConnectError, Cutoffs, Deleted, Destination, Ended, Ending, NotAdmitted, OnlyIf,
+        SessionPatch, Store, TurnKey,
+    },
 };
 
 use crate::harness::{Database, on_both};
@@ -150,6 +154,11 @@ on_both! {
                 VALUES (1, 'u', 'k', $1, 3, 0, '1'), (1, 'u', 'k', 0, 0, 0, '2')").bind(id).run().await.unwrap();
         tx.commit().await.unwrap();
 
+        // What is still there is not found any more.
+        assert!(store.turn(Caller::ANYONE, id, 1).await.unwrap().is_none());
+        let page = store.turns(Caller::ANYONE, id, None, Direction::Asc, None, 10).await.unwrap();
+        assert!(page.items.is_empty());
+
         store.finish_erasures(Timestamp::from_millis(1000), 10).await.unwrap();
         let left = "SELECT (SELECT COUNT(*) FROM turns), (SELECT COUNT(*) FROM facts), (SELECT COUNT(*) FROM erasures)";
         let counts: (i64, i64, i64) = store.database().read(left).one().await.unwrap();
@@ -157,6 +166,24 @@ on_both! {
         store.finish_erasures(Timestamp::from_millis(1001), 10).await.unwrap();
         let counts: (i64, i64, i64) = store.database().read(left).one().await.unwrap();
         assert_eq!(counts, (0, 1, 0));
+    }
+
+    async fn a_session_reopened_while_old_ones_are_removed_stays(database: Database) {
+        let store = database.store().await;
+        let old = || Session { ended_at: Some(NOW), ..Session::new(UserId::default(), NOW) };
+        let (stays, goes) = (old(), old());
+        for session in [&stays, &goes] {
+            store.insert_session(Caller::ANYONE, session.clone(), None).await.unwrap();
+        }
+        let cutoffs = Cutoffs { any: NOW + Duration::from_secs(1), temporary: NOW };
+        assert_eq!(store.sessions_to_remove(cutoffs, 10).await.unwrap().len(), 2);
+        let reopened = SessionPatch { is_active: Some(true), ..SessionPatch::default() };
+        store.update_session(Caller::ANYONE, stays.id, reopened, None, NOW).await.unwrap().unwrap();
+        for (session, outcome) in [(stays, Deleted::Changed), (goes, Deleted::Gone)] {
+            let only_if = Some(OnlyIf::Old(cutoffs));
+            let deleted = store.delete_session(Caller::ANYONE, session.id, only_if, NOW).await.unwrap();
+            assert_eq!(deleted, outcome);
+        }
     }
 
     async fn a_binary_too_old_for_the_schema_says_so_and_changes_nothing(database: Database) {
@@ -241,6 +268,19 @@ async fn a_sqlite_file_is_made_for_its_owner_alone() {
         let mode = std::fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
+}
+
+#[tokio::test]
+async fn writes_that_come_together_share_transactions() {
+    let database = Database::on(atlus::store::Kind::Postgres).await;
+    let store = database.store().await;
+    let sessions = (0..200).map(|_| Session::new(UserId::default(), NOW));
+    let writes = sessions.map(|session| store.insert_session(Caller::ANYONE, session, None));
+    futures_util::future::join_all(writes).await.into_iter().for_each(|outcome| outcome.unwrap());
+    // Each row names the transaction that wrote it.
+    let transactions = "SELECT COUNT(DISTINCT xmin::text) FROM sessions";
+    let (transactions,): (i64,) = store.database().read(transactions).one().await.unwrap();
+    assert!(transactions < 50, "{transactions} transactions for 200 writes");
 }
 
 #[tokio::test]
