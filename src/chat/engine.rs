@@ -326,7 +326,7 @@ impl Parts {
             execution,
         };
         let remember = remember.map(|remember| (remember.claim, (remember.render)(&answered)));
-        self.complete(key, answered, remember).await
+        self.complete(key, answered, stream, remember).await
     }
 
     /// Trims a message; refuses one that is empty or too long.
@@ -519,6 +519,7 @@ impl Parts {
         &self,
         key: TurnKey,
         answered: Answered,
+        streamed: bool,
         remember: Option<(Claim, String)>,
     ) -> Result<Answered, Error> {
         let ending = Ending::Completed {
@@ -527,7 +528,7 @@ impl Parts {
             model: answered.model.clone(),
             usage: answered.usage,
         };
-        match self.end(key, ending, answered.execution, remember).await? {
+        match self.end(key, ending, answered.execution, streamed, remember).await? {
             Ended::Stored => Ok(answered),
             ended => Err(Error::by(ended)),
         }
@@ -537,7 +538,7 @@ impl Parts {
     /// ends it.
     async fn fail(&self, key: TurnKey, error: Error, execution: Duration) -> Error {
         let ending = Ending::Failed { code: error.code().to_owned(), message: error.to_string() };
-        match self.end(key, ending, execution, None).await {
+        match self.end(key, ending, execution, true, None).await {
             Ok(Ended::Stored) => error,
             Ok(ended) => Error::by(ended),
             Err(failure) => {
@@ -555,12 +556,13 @@ impl Parts {
         key: TurnKey,
         ending: Ending,
         execution: Duration,
+        streamed: bool,
         remember: Option<(Claim, String)>,
     ) -> Result<Ended, store::Error> {
         let give_up = Instant::now() + self.settings.lease;
         loop {
             let now = self.clock.now();
-            match self.store.end_turn(key, ending.clone(), execution, now, remember.clone()).await {
+            match self.store.end_turn(key, ending.clone(), execution, streamed, now, remember.clone()).await {
                 Err(store::Error::Unavailable(_)) if Instant::now() < give_up => sleep(WRITE_RETRY).await,
                 ended => return ended,
             }

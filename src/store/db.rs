@@ -17,7 +17,7 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteRow},
 };
 
-use crate::domain::clock::Timestamp;
+use crate::domain::clock::{Clock, SystemClock, Timestamp};
 
 pub type Result<T, E = sqlx::Error> = std::result::Result<T, E>;
 type BoxFuture<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
@@ -60,7 +60,11 @@ impl Row {
 pub struct Db(Arc<dyn Driver>);
 
 /// A transaction that may write. Dropping it undoes everything, by closing its connection.
-pub struct Tx(Box<dyn TxDriver>);
+pub struct Tx {
+    driver: Box<dyn TxDriver>,
+    /// The database's clock, as read first in this transaction.
+    clock: Option<Timestamp>,
+}
 
 impl Db {
     /// A database whose statements are given up after `deadline` on our side, whatever the server does.
@@ -90,8 +94,10 @@ impl Db {
 
     /// The database's own clock, by which leases are judged whatever the servers' clocks say.
     pub async fn clock(&self) -> Result<Timestamp> {
-        let (now,) = self.read_each(SQLITE_CLOCK, POSTGRES_CLOCK).one().await?;
-        Ok(now)
+        match self.0.args() {
+            Args::Sqlite(_) => Ok(SystemClock.now()),
+            Args::Postgres(_) => self.read(POSTGRES_CLOCK).one().await.map(|(now,)| now),
+        }
     }
 
     /// Waits for statements under way, then closes every connection.
@@ -100,38 +106,50 @@ impl Db {
     }
 }
 
-const SQLITE_CLOCK: &str = "SELECT CAST(round(unixepoch('subsec') * 1000) AS INTEGER)";
+/// SQLite is part of this process, so its clock is this machine's.
 const POSTGRES_CLOCK: &str = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
 
 impl Tx {
     pub fn sql(&mut self, text: &'static str) -> Statement<'_> {
-        Statement { text: Cow::Borrowed(text), args: self.0.args(), on: On::Tx(&mut *self.0), error: None }
+        Statement {
+            text: Cow::Borrowed(text),
+            args: self.driver.args(),
+            on: On::Tx(&mut *self.driver),
+            error: None,
+        }
     }
 
     pub fn sql_each(&mut self, sqlite: &'static str, postgres: &'static str) -> Statement<'_> {
-        self.sql(self.0.args().pick(sqlite, postgres))
+        self.sql(self.driver.args().pick(sqlite, postgres))
     }
 
-    /// See [`Db::clock`].
+    /// The same, read once in a transaction.
     pub async fn clock(&mut self) -> Result<Timestamp> {
-        let (now,) = self.sql_each(SQLITE_CLOCK, POSTGRES_CLOCK).one().await?;
-        Ok(now)
+        if let Some(clock) = self.clock {
+            return Ok(clock);
+        }
+        let clock = match self.driver.args() {
+            Args::Sqlite(_) => SystemClock.now(),
+            Args::Postgres(_) => self.sql(POSTGRES_CLOCK).one().await.map(|(now,)| now)?,
+        };
+        self.clock = Some(clock);
+        Ok(clock)
     }
 
     /// Tells every instance that listens on `channel`, once this transaction commits. SQLite has no such thing.
     pub async fn notify(&mut self, channel: &'static str, payload: String) -> Result<()> {
-        if let Args::Postgres(_) = self.0.args() {
+        if let Args::Postgres(_) = self.driver.args() {
             self.sql("SELECT pg_notify($1, $2)").bind(channel).bind(payload).run().await?;
         }
         Ok(())
     }
 
     pub async fn commit(self) -> Result<()> {
-        self.0.end("COMMIT").await
+        self.driver.end("COMMIT").await
     }
 
     pub async fn rollback(self) -> Result<()> {
-        self.0.end("ROLLBACK").await
+        self.driver.end("ROLLBACK").await
     }
 }
 
@@ -411,7 +429,7 @@ where
             let mut held = Held::of(&self.writers, self.deadline).await?;
             held.dirty = true;
             held.send(DB::BEGIN).await?;
-            Ok(Tx(Box::new(held)))
+            Ok(Tx { driver: Box::new(held), clock: None })
         })
     }
 

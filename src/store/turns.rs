@@ -138,17 +138,18 @@ impl Store {
         self.writer.write(Admit { tenant: caller.tenant, admission }).await
     }
 
-    /// Ends a running turn, and remembers the answer. Safe to repeat: a turn that was ended with the same token is
-    /// found ended.
+    /// Ends a running turn, and remembers the answer; `has_pieces` tells whether pieces of its reply may have been
+    /// kept. Safe to repeat: a turn that was ended with the same token is found ended.
     pub async fn end_turn(
         &self,
         key: TurnKey,
         ending: Ending,
         execution: Duration,
+        has_pieces: bool,
         now: Timestamp,
         remember: Option<(Claim, String)>,
     ) -> Result<Ended> {
-        self.writer.write(End { key, ending, execution, now, remember }).await
+        self.writer.write(End { key, ending, execution, now, has_pieces, remember }).await
     }
 
     /// Cancels a running turn. The key that its message came with remembers that, as status 409.
@@ -419,6 +420,7 @@ struct End {
     ending: Ending,
     execution: Duration,
     now: Timestamp,
+    has_pieces: bool,
     remember: Option<(Claim, String)>,
 }
 
@@ -472,7 +474,9 @@ impl Write for End {
         if ended != 1 {
             return Err(Error::from(sqlx::Error::RowNotFound));
         }
-        drop_pieces(tx, session, tenant, turn).await?;
+        if self.has_pieces {
+            drop_pieces(tx, session, tenant, turn).await?;
+        }
         if let Some((claim, answer)) = &self.remember {
             claim.remember(tx, Some((session, Some(turn))), 200, answer).await?;
         }

@@ -313,7 +313,7 @@ on_both! {
         assert_eq!(page.items()[0]["error"]["code"], "INTERRUPTED");
         assert_eq!((&page.items()[1]["turn"], &page.items()[1]["status"]), (&json!(2), &json!("completed")));
 
-        let late = server.app.store.end_turn(key, completed(), Duration::ZERO, server.app.clock.now(), None).await.unwrap();
+        let late = server.app.store.end_turn(key, completed(), Duration::ZERO, false, server.app.clock.now(), None).await.unwrap();
         assert_eq!(late, Ended::LeaseLost);
         assert_eq!(server.get(&format!("/sessions/{session}/turns/1")).await.data()["response"], Value::Null);
     }

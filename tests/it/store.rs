@@ -108,13 +108,13 @@ on_both! {
             response: "hello".into(), response_tokens: 2, model: "m".into(), usage: None
         };
         for _ in 0..2 {
-            let ended = store.end_turn(key, completed.clone(), Duration::ZERO, NOW, None).await.unwrap();
+            let ended = store.end_turn(key, completed.clone(), Duration::ZERO, false, NOW, None).await.unwrap();
             assert_eq!(ended, Ended::Stored);
         }
         let failed = Ending::Failed { code: "UPSTREAM_ERROR".into(), message: "no".into() };
-        assert_eq!(store.end_turn(key, failed, Duration::ZERO, NOW, None).await.unwrap(), Ended::LeaseLost);
+        assert_eq!(store.end_turn(key, failed, Duration::ZERO, false, NOW, None).await.unwrap(), Ended::LeaseLost);
         let stranger = TurnKey { lease_token: 8, ..key };
-        assert_eq!(store.end_turn(stranger, completed, Duration::ZERO, NOW, None).await.unwrap(), Ended::Gone);
+        assert_eq!(store.end_turn(stranger, completed, Duration::ZERO, false, NOW, None).await.unwrap(), Ended::Gone);
         assert_eq!(store.session(Caller::ANYONE, id).await.unwrap().unwrap().completed_turns, 1);
     }
 
