@@ -133,7 +133,7 @@ impl ChatAnswer {
 #[derive(Deserialize)]
 struct Remembered {
     response: String,
-    session_id: SessionId,
+    session_id: String,
     turn: i64,
     request_id: String,
     model: String,
@@ -246,7 +246,7 @@ impl ChatApi {
 fn replay(data: String, request_id: RequestId) -> Result<EventStream, ApiError> {
     let remembered: Remembered = serde_json::from_str(&data).map_err(|_| ApiError::internal())?;
     let start = StartEvent {
-        session_id: remembered.session_id,
+        session_id: SessionId::parse(&remembered.session_id).ok_or_else(ApiError::internal)?,
         turn: remembered.turn,
         request_id: RequestId::parse(&remembered.request_id).unwrap_or_else(RequestId::random),
         model: remembered.model,

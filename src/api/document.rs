@@ -12,7 +12,7 @@ use poem_openapi::OpenApi;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Apis, service};
+use super::{Apis, envelope::REPLAYED, service};
 
 /// The two forms of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +125,10 @@ fn document() -> Value {
     require_what_is_always_there(&mut document);
     let headers = headers();
     let refer = |name: &String| (name.clone(), json!({"$ref": format!("#/components/headers/{name}")}));
-    let references: Value = headers.keys().map(refer).collect::<Map<_, _>>().into();
+    let references: Map<_, _> = headers.keys().map(refer).collect();
     for operation in operations(&mut document) {
         if let Some(responses) = operation["responses"].as_object_mut() {
-            responses.values_mut().for_each(|response| response["headers"] = references.clone());
+            responses.values_mut().for_each(|response| add_headers(response, &references));
         }
     }
     document["components"]["headers"] = headers.into();
@@ -164,6 +164,17 @@ fn headers() -> Map<String, Value> {
         ("X-Request-ID".to_owned(), header("The request's own `X-Request-ID`, or a new one.")),
         ("X-Process-Time".to_owned(), header("Seconds it took to answer.")),
     ])
+}
+
+/// Adds what every response carries to the headers of its own, whose names poem-openapi writes in capitals.
+fn add_headers(response: &mut Value, always: &Map<String, Value>) {
+    let own = response["headers"].as_object().cloned().unwrap_or_default();
+    let named = own.into_iter().map(|(name, header)| match name.to_ascii_lowercase().as_str() {
+        "etag" => ("ETag".to_owned(), header),
+        "idempotency-replayed" => (REPLAYED.to_owned(), header),
+        _ => (name, header),
+    });
+    response["headers"] = named.chain(always.clone()).collect::<Map<_, _>>().into();
 }
 
 /// Gives components of generic types a readable name: `Envelope_Page_Turn` becomes `TurnPageEnvelope`.

@@ -6,7 +6,7 @@ use poem::{IntoResponse, Response, http::StatusCode};
 use poem_openapi::{
     ApiResponse, Object,
     payload::Payload,
-    registry::{MetaMediaType, MetaResponse, MetaResponses, Registry},
+    registry::{MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry},
     types::{ParseFromJSON, ToJSON, Type},
 };
 
@@ -86,6 +86,17 @@ impl<const STATUS: u16, T: Send> IntoResponse for Kept<STATUS, T> {
 /// Says that an answer was remembered.
 pub const REPLAYED: &str = "Idempotency-Replayed";
 
+/// The same, for the document.
+pub fn replayed() -> MetaHeader {
+    MetaHeader {
+        name: REPLAYED.to_owned(),
+        description: Some("`true` where this is the first answer again.".to_owned()),
+        required: false,
+        deprecated: false,
+        schema: MetaSchemaRef::Inline(Box::new(MetaSchema::new("string"))),
+    }
+}
+
 impl<const STATUS: u16, T: ParseFromJSON + ToJSON> ApiResponse for Kept<STATUS, T> {
     fn meta() -> MetaResponses {
         let content = MetaMediaType {
@@ -98,7 +109,7 @@ impl<const STATUS: u16, T: ParseFromJSON + ToJSON> ApiResponse for Kept<STATUS, 
                 status: Some(STATUS),
                 status_range: None,
                 content: vec![content],
-                headers: vec![],
+                headers: vec![replayed()],
             }],
         }
     }

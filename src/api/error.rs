@@ -233,7 +233,6 @@ impl From<store::Error> for ApiError {
 
 impl From<model::Error> for ApiError {
     fn from(error: model::Error) -> Self {
-        tracing::warn!(error = &error as &dyn std::error::Error, "model failed");
         let message = error.to_string();
         match error {
             model::Error::Failed(_) | model::Error::Broken(_) => Self::new(Code::UpstreamError, message),

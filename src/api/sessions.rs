@@ -247,7 +247,8 @@ impl SessionsApi {
         user_id: Query<Option<UserId>>,
         /// Only those that are active, or are not.
         is_active: Query<Option<bool>>,
-        /// Only those whose metadata has all these top-level keys with equal values: a JSON object.
+        /// Only those whose metadata has all these top-level keys with equal values: a JSON object of at most 16 keys
+        /// and 1,024 bytes.
         metadata: Query<Option<MetadataFilter>>,
         /// Only the temporary ones instead of only the others.
         #[oai(default)]

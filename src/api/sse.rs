@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::{
     chat::ChatAnswer,
-    envelope::REPLAYED,
+    envelope::{REPLAYED, replayed},
     error::{ApiError, Failure},
 };
 use crate::{
@@ -152,7 +152,7 @@ impl ApiResponse for EventStream {
                     content_type: CONTENT_TYPE,
                     schema: StreamEvent::schema_ref(),
                 }],
-                headers: vec![],
+                headers: vec![replayed()],
             }],
         }
     }
@@ -205,5 +205,26 @@ impl Type for StreamEvent {
 
     fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
         Box::new(self.as_raw_value().into_iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{chat::live::Live, model::Listener};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stream_shows_a_sign_of_life_every_fifteen_seconds() {
+        let live = Live::default();
+        let entered = live.enter((SessionId::random(), 1));
+        let reader = entered.running.listen(0).unwrap();
+        let mut events = EventStream::new(None, reader.into(), 0, RequestId::random());
+        let started = tokio::time::Instant::now();
+        for times in 1..=3 {
+            assert_eq!(events.next().await.unwrap(), ": still here\n\n");
+            assert_eq!(started.elapsed(), HEARTBEAT * times);
+        }
+        entered.running.hear("late");
+        assert_eq!(events.next().await.unwrap(), "event: delta\nid: 4\ndata: {\"text\":\"late\"}\n\n");
     }
 }

@@ -165,15 +165,7 @@ wire!(SessionId, "SessionId", matching("^session_[0-9a-f]{16}$", "session_a1b2c3
     .to_string()
     .into());
 wire!(RequestId, "RequestId", text(1, 128, "req_0f1e2d3c4b5a6978"), |id| id.as_str().into());
-only_written!(Timestamp, RequestId);
-read_json!(SessionId);
-
-impl<'de> Deserialize<'de> for SessionId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("is not a session id"))
-    }
-}
+only_written!(Timestamp, RequestId, SessionId);
 
 wire!(
     TurnStatus,
@@ -345,15 +337,24 @@ pub struct MetadataFilter(pub Map<String, Value>);
 wire!(
     MetadataFilter,
     "MetadataFilter",
-    MetaSchema { example: Some(r#"{"source": "web"}"#.into()), ..MetaSchema::new("string") },
+    MetaSchema {
+        max_length: Some(1024),
+        example: Some(r#"{"source": "web"}"#.into()),
+        ..MetaSchema::new("string")
+    },
     |filter| Value::Object(filter.0.clone()).to_string().into()
 );
 read_parameter!(MetadataFilter: |text| {
     if is_too_deep(text.as_bytes()) {
         return Err("must not nest deeper than 32".to_owned());
     }
-    let object: Result<JsonObject<{ 16 * 1024 }>, _> = serde_json::from_str(text);
-    object.map(|object| Self(object.as_map().clone())).map_err(|_| "must be a JSON object".to_owned())
+    // Every row of the listing is compared with it.
+    let object: Result<JsonObject<1024>, _> = serde_json::from_str(text);
+    let object = object.map_err(|_| "must be a JSON object of at most 1024 bytes".to_owned())?;
+    match object.as_map().len() {
+        0..=16 => Ok(Self(object.as_map().clone())),
+        _ => Err("must have at most 16 keys".to_owned()),
+    }
 });
 
 #[cfg(test)]

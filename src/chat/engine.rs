@@ -537,12 +537,15 @@ impl Parts {
     /// Records why a turn failed; the error that its caller gets. If this fails too, the turn's lease runs out and
     /// ends it.
     async fn fail(&self, key: TurnKey, error: Error, execution: Duration) -> Error {
+        let TurnKey { session, turn, .. } = key;
+        if let Error::Model(error) = &error {
+            tracing::warn!(%session, turn, error = error as &dyn std::error::Error, "model failed");
+        }
         let ending = Ending::Failed { code: error.code().to_owned(), message: error.to_string() };
         match self.end(key, ending, execution, true, None).await {
             Ok(Ended::Stored) => error,
             Ok(ended) => Error::by(ended),
             Err(failure) => {
-                let TurnKey { session, turn, .. } = key;
                 let failure = &failure as &dyn std::error::Error;
                 tracing::error!(%session, turn, error = failure, "failed turn not recorded");
                 error

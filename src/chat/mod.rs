@@ -3,7 +3,7 @@
 mod context;
 mod engine;
 mod follow;
-mod live;
+pub(crate) mod live;
 mod queue;
 
 pub use engine::{Answered, Chat, ChatSettings, Engine, Followed, OnBusy, Remember, Started};

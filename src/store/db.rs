@@ -203,11 +203,13 @@ impl<'c> Statement<'c> {
         }
     }
 
-    /// Sends it; how many rows changed.
+    /// Sends it; how many rows changed. Only within a transaction.
     pub fn run(self) -> BoxFuture<'c, u64> {
         match (self.error, self.on) {
             (Some(error), _) => Box::pin(ready(Err(error))),
-            (None, On::Pool(on)) => on.execute(safe(self.text), self.args),
+            (None, On::Pool(_)) => {
+                Box::pin(ready(Err(sqlx::Error::Protocol("only a transaction may write".to_owned()))))
+            }
             (None, On::Tx(on)) => on.execute(safe(self.text), self.args),
         }
     }
@@ -272,7 +274,6 @@ impl Args {
 
 trait Driver: Send + Sync {
     fn args(&self) -> Args;
-    fn execute(&self, text: SqlStr, args: Args) -> BoxFuture<'_, u64>;
     fn fetch(&self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>>;
     fn begin(&self) -> BoxFuture<'_, Tx>;
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
@@ -406,14 +407,6 @@ where
 {
     fn args(&self) -> Args {
         DB::wrap_args(DB::Arguments::default())
-    }
-
-    fn execute(&self, text: SqlStr, args: Args) -> BoxFuture<'_, u64> {
-        Box::pin(async move {
-            let mut held = self.reader().await?;
-            let result = held.run(text, args).await;
-            settle(&mut held, result)
-        })
     }
 
     fn fetch(&self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>> {
