@@ -1,5 +1,7 @@
 //! `atlus doctor`: check settings, database, schema and model, and say what to mend. Changes nothing.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use clap::Args;
 use tokio::time::Instant;
@@ -10,7 +12,7 @@ use crate::{
     config::{Config, Settings},
     domain::prompt::{Message, Role},
     model::{Ask, Listener, Options},
-    store::{Kind, Store},
+    store::{DatabaseSettings, Kind, Store},
 };
 
 #[derive(Args)]
@@ -45,9 +47,13 @@ impl Doctor {
     }
 }
 
+/// How long one look at the database may take.
+const PATIENCE: Duration = Duration::from_secs(60 * 60);
+
 /// Opens the database as a server would, without migrating it.
 async fn check_database(config: &Config) -> bool {
-    let settings = &config.database;
+    // Looking through a large file for damage takes longer than any statement of a server may.
+    let settings = &DatabaseSettings { statement_timeout: PATIENCE, ..config.database.clone() };
     let status = match Store::schema_status(settings).await {
         Ok(status) => status,
         Err(error) => {
