@@ -196,7 +196,7 @@ impl ChatApi {
             request_id: arrival.request_id.clone(),
             model: asked.unwrap_or_else(|| self.0.engine.model().name().to_owned()),
         };
-        Ok(EventStream::new(Some(&start), started.reader.into(), 0, arrival.request_id))
+        Ok(EventStream::new(started.session, Some(&start), started.reader.into(), 0, arrival.request_id))
     }
 }
 

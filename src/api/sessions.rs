@@ -230,8 +230,13 @@ impl SessionsApi {
             ..Session::new(user_id.unwrap_or_default(), now).with_ttl(ttl_seconds)
         };
         let data = SessionView::at(session.clone(), now).to_json_string();
-        let remember = claim.map(|claim| (claim, data.clone()));
-        self.0.store.insert_session(caller, session, remember).await?;
+        let remember = claim.clone().map(|claim| (claim, data.clone()));
+        if let Err(error) = self.0.store.insert_session(caller, session, remember).await {
+            if let Some(claim) = claim {
+                self.0.store.release_claim(claim).await?;
+            }
+            return Err(error.into());
+        }
         Ok(Kept::new(data, false, now))
     }
 
@@ -370,7 +375,7 @@ impl SessionsApi {
         let (store, only_if) = (self.0.store.clone(), if_match.0.map(OnlyIf::Matches));
         let deleted = self.0.tasks.spawn(async move { store.delete_session(caller, id, only_if, now).await });
         match deleted.await.map_err(|_| ApiError::internal())?? {
-            store::Deleted::Gone => {}
+            store::Deleted::Gone => self.0.engine.session_deleted(id),
             store::Deleted::Unknown => return Err(not_found()),
             store::Deleted::Changed => return Err(ApiError::precondition_failed()),
         }

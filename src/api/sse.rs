@@ -54,6 +54,7 @@ pub struct EventStream {
     /// Where in the reply the next text begins, in bytes.
     offset: usize,
     request_id: RequestId,
+    session: SessionId,
     replayed: bool,
 }
 
@@ -69,15 +70,21 @@ enum Source {
 
 impl EventStream {
     /// The reply of a turn from byte `offset` on.
-    pub fn new(start: Option<&StartEvent>, turn: Listening, offset: usize, request_id: RequestId) -> Self {
+    pub fn new(
+        session: SessionId,
+        start: Option<&StartEvent>,
+        turn: Listening,
+        offset: usize,
+        request_id: RequestId,
+    ) -> Self {
         let start = start.map(ToJSON::to_json_string);
-        Self { start, source: Source::Turn(turn), offset, request_id, replayed: false }
+        Self { start, source: Source::Turn(turn), offset, request_id, session, replayed: false }
     }
 
     /// A reply that an idempotency key remembers.
     pub fn replay(start: &StartEvent, text: String, data: String, request_id: RequestId) -> Self {
-        let source = Source::Kept { text, data };
-        Self { start: Some(start.to_json_string()), source, offset: 0, request_id, replayed: true }
+        let (session, source) = (start.session_id, Source::Kept { text, data });
+        Self { start: Some(start.to_json_string()), source, offset: 0, request_id, session, replayed: true }
     }
 
     /// The next piece of the body.
@@ -107,7 +114,8 @@ impl EventStream {
             }
             Ok(Heard::Ended(Err(error))) => {
                 self.source = Source::Over;
-                let failure = ApiError::chat(error, None).failure(self.request_id.clone(), SystemClock.now());
+                let failure = ApiError::chat(error, Some(self.session))
+                    .failure(self.request_id.clone(), SystemClock.now());
                 event("error", self.offset, &failure.to_json_string())
             }
         })
@@ -218,7 +226,7 @@ mod tests {
         let live = Live::default();
         let entered = live.enter((SessionId::random(), 1));
         let reader = entered.running.listen(0).unwrap();
-        let mut events = EventStream::new(None, reader.into(), 0, RequestId::random());
+        let mut events = EventStream::new(SessionId::random(), None, reader.into(), 0, RequestId::random());
         let started = tokio::time::Instant::now();
         for times in 1..=3 {
             assert_eq!(events.next().await.unwrap(), ": still here\n\n");

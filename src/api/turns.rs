@@ -210,14 +210,13 @@ impl TurnsApi {
                 Err(ApiError::field("Last-Event-ID", "must be the id of an event of this stream"))
             }
             Followed::Listening(listening) => {
-                let start = StartEvent {
-                    session_id: id,
-                    turn: turn.turn.unwrap_or(0),
-                    request_id: arrival.request_id.clone(),
-                    model: self.0.engine.model().name().to_owned(),
+                let start = match last_event_id.0 {
+                    Some(_) => None,
+                    None => Some(
+                        self.start_of(caller, id, turn.turn.unwrap_or(0)).await?.ok_or_else(no_session)?,
+                    ),
                 };
-                let start = last_event_id.0.is_none().then_some(&start);
-                Ok(EventStream::new(start, listening, offset, arrival.request_id))
+                Ok(EventStream::new(id, start.as_ref(), listening, offset, arrival.request_id))
             }
         }
     }
@@ -253,5 +252,23 @@ impl TurnsApi {
         }
         let record = self.0.store.turn(caller, id, number).await?.ok_or_else(no_session)?;
         Ok(found(record.into(), self.0.clock.now()))
+    }
+}
+
+impl TurnsApi {
+    /// The first event of a turn's stream.
+    async fn start_of(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        turn: i64,
+    ) -> Result<Option<StartEvent>, ApiError> {
+        let record = self.0.store.turn(caller, session, turn).await?;
+        Ok(record.map(|record| StartEvent {
+            session_id: session,
+            turn,
+            request_id: record.request_id,
+            model: record.model.unwrap_or_else(|| self.0.engine.model().name().to_owned()),
+        }))
     }
 }

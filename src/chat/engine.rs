@@ -4,6 +4,8 @@
 //! of its own: a client that leaves does not stop it.
 
 use std::{
+    convert::Infallible,
+    future::pending,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -223,6 +225,11 @@ impl Engine {
         Ok(cancelled)
     }
 
+    /// Ends the work on a session's turns, if any runs here: the session is gone.
+    pub fn session_deleted(&self, session: SessionId) {
+        self.0.live.cancel_all(session);
+    }
+
     /// Ends the work on a turn that was cancelled at another server.
     pub fn cancelled_elsewhere(&self, session: SessionId, turn: i64) {
         self.0.live.cancel(session, turn);
@@ -241,7 +248,12 @@ impl Engine {
         started: oneshot::Sender<Started>,
     ) -> Result<tokio::task::JoinHandle<Result<Answered, Error>>, Error> {
         let parts = Arc::clone(&self.0);
-        let place = self.0.places.clone().try_acquire_owned().map_err(|_| Error::Overloaded)?;
+        let Ok(place) = self.0.places.clone().try_acquire_owned() else {
+            if let Some(Remember { claim, .. }) = chat.remember {
+                self.0.tasks.spawn(async move { parts.store.release_claim(claim).await });
+            }
+            return Err(Error::Overloaded);
+        };
         Ok(self.0.tasks.spawn(async move {
             let answered = parts.chat(caller, chat, started).await;
             drop(place);
@@ -262,7 +274,10 @@ impl Parts {
         let begun = match self.accept(&chat.message) {
             Ok(message) => {
                 chat.message = message;
-                self.admit(caller, &chat, claim.as_ref()).await
+                tokio::select! {
+                    begun = self.admit(caller, &chat, claim.as_ref()) => begun,
+                    never = self.keep_claim(claim.clone()) => match never {},
+                }
             }
             Err(refusal) => Err(self.session_first(caller, &chat, refusal).await),
         };
@@ -272,7 +287,7 @@ impl Parts {
                 if let Some(reader) = entered.running.listen(0) {
                     let _ = started.send(Started { session: key.session, turn: key.turn, reader });
                 }
-                let outcome = self.run(caller, chat, key, admitted, remember, &entered).await;
+                let outcome = self.run(chat, key, admitted, remember, &entered).await;
                 drop(place);
                 entered.ended(outcome.clone());
                 outcome
@@ -295,7 +310,6 @@ impl Parts {
     /// Works on an admitted turn to its end.
     async fn run(
         &self,
-        caller: Caller,
         chat: Chat,
         key: TurnKey,
         admitted: Admitted,
@@ -305,7 +319,7 @@ impl Parts {
         let (request_id, received, stream) = (chat.request_id.clone(), chat.received, chat.stream);
         let claim = remember.as_ref().map(|remember| remember.claim.clone());
         let outcome = tokio::select! {
-            outcome = self.ask(caller, key, chat, &entered.running) => outcome,
+            outcome = self.ask(key, chat, &entered.running) => outcome,
             () = self.keep_lease(key, claim) => Err(Error::Interrupted),
             () = entered.running.cancelled.cancelled() => Err(Error::Cancelled),
             () = self.keep_pieces(key, &entered.running), if stream => Err(Error::Interrupted),
@@ -435,6 +449,10 @@ impl Parts {
         if let Some(place) = self.queue.if_free(caller.tenant, id) {
             return Ok(Some(place));
         }
+        if chat.on_busy == OnBusy::Reject {
+            // Whether a turn runs, and whose session it is, is decided by the admission.
+            return Ok(None);
+        }
         let busy = async || {
             let turn = self.store.latest_turn(caller, id).await?;
             let busy = Error::Busy { turn: turn.ok_or(Error::InvalidSession)? };
@@ -442,7 +460,7 @@ impl Parts {
         };
         // A stranger does not wait, and learns nothing.
         let refusal = busy().await?;
-        if chat.on_busy == OnBusy::Reject || !matches!(refusal, Error::Busy { .. }) {
+        if !matches!(refusal, Error::Busy { .. }) {
             return Err(refusal);
         }
         let head = self.queue.head_of_line(caller.tenant, id);
@@ -462,17 +480,12 @@ impl Parts {
     }
 
     /// Assembles the context and asks the model.
-    async fn ask(
-        &self,
-        caller: Caller,
-        key: TurnKey,
-        chat: Chat,
-        listener: &Arc<Running>,
-    ) -> Result<Reply, Error> {
+    async fn ask(&self, key: TurnKey, chat: Chat, listener: &Arc<Running>) -> Result<Reply, Error> {
         let deadline = tokio::time::Instant::now() + self.settings.model_timeout;
         let budget = Budget { tokens: self.settings.context_tokens, last_turns: self.settings.context_turns };
-        let material = self.store.context(caller, key.session, key.turn, budget.tokens).await?;
-        let material = material.ok_or(Error::InvalidSession)?;
+        let material = self.store.context(key, budget.tokens).await?;
+        // It may have been cancelled before this server knew it to run.
+        let material = material.ok_or(Error::Interrupted)?;
         let messages = assemble(&material, &self.settings.system_prompt, &chat.message, budget);
         let ask = Ask { messages, options: chat.options, stream: chat.stream, deadline };
         Ok(self.model.reply(&ask, &**listener).await?)
@@ -489,6 +502,17 @@ impl Parts {
                     let TurnKey { session, turn, .. } = key;
                     tracing::warn!(%session, turn, error = &error as &dyn std::error::Error, "lease not renewed");
                 }
+            }
+        }
+    }
+
+    /// Renews the claim of a message that waits for its session.
+    async fn keep_claim(&self, claim: Option<Claim>) -> Infallible {
+        let Some(claim) = claim else { return pending().await };
+        loop {
+            sleep(self.settings.lease_renewal).await;
+            if let Err(error) = self.store.renew_claim(claim.clone(), self.settings.lease).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "claim not renewed");
             }
         }
     }
@@ -528,9 +552,13 @@ impl Parts {
             model: answered.model.clone(),
             usage: answered.usage,
         };
-        match self.end(key, ending, answered.execution, streamed, remember).await? {
-            Ended::Stored => Ok(answered),
-            ended => Err(Error::by(ended)),
+        let execution = answered.execution;
+        match self.end(key, ending, execution, streamed, remember).await {
+            Ok(Ended::Stored) => Ok(answered),
+            Ok(ended) => Err(Error::by(ended)),
+            Err(error @ store::Error::Unavailable(_)) => Err(error.into()),
+            // The answer cannot be kept; the session must not wait for the lease.
+            Err(error) => Err(self.fail(key, error.into(), execution).await),
         }
     }
 

@@ -67,6 +67,13 @@ impl Live {
         }
     }
 
+    /// Ends the work on every turn of a session that runs here.
+    pub fn cancel_all(&self, session: SessionId) {
+        let turns = self.turns();
+        let of_session = turns.iter().filter(|((id, _), _)| *id == session);
+        of_session.for_each(|(_, running)| running.cancelled.cancel());
+    }
+
     fn turns(&self) -> MutexGuard<'_, HashMap<Key, Arc<Running>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -17,6 +17,8 @@ use tokio::{
 use super::{Ask, Error, Listener, Model, Reply, circuit::Circuit};
 use crate::domain::ids::random_bits;
 
+/// The time that an attempt must have had for its being late to count against the server.
+const FAIR: Duration = Duration::from_secs(1);
 /// How often one model is asked for one reply.
 const ATTEMPTS: u32 = 3;
 /// The wait before the second attempt; doubled for each further one, and cut by chance to spread callers.
@@ -36,6 +38,13 @@ struct Candidate {
     /// Absent: the model's own.
     name: Option<String>,
     circuit: Circuit,
+}
+
+impl Candidate {
+    /// Whether it is the model of this name; `default` is the name of the model that has none here.
+    fn is(&self, name: &str, default: &str) -> bool {
+        self.name.as_deref().unwrap_or(default) == name
+    }
 }
 
 impl Calls {
@@ -66,9 +75,20 @@ impl Calls {
     async fn call(&self, ask: &Ask, listener: &dyn Listener) -> Result<Reply, Error> {
         let _place = self.place(ask.deadline).await?;
         let heard = Heard { listener, any: AtomicBool::new(false) };
-        // A chat that names a model wants that one.
-        let candidates =
-            if ask.options.model.is_some() { &self.candidates[..1] } else { &self.candidates[..] };
+        // A chat that names a model wants that one. How a model fares that is none of ours says nothing of ours.
+        let stranger;
+        let candidates = match &ask.options.model {
+            None => &self.candidates[..],
+            Some(wanted) => {
+                match self.candidates.iter().position(|candidate| candidate.is(wanted, self.name())) {
+                    Some(at) => &self.candidates[at..=at],
+                    None => {
+                        stranger = Candidate { name: Some(wanted.clone()), circuit: Circuit::default() };
+                        std::slice::from_ref(&stranger)
+                    }
+                }
+            }
+        };
         let mut last = None;
         for (left, candidate) in (1..=candidates.len()).rev().zip(candidates) {
             // Each of those left gets an equal share of the time left.
@@ -104,6 +124,7 @@ impl Calls {
                 let message = "The model server keeps failing and is left alone for a moment".to_owned();
                 return Err(Error::Unavailable { message, retry_after: Some(wait) });
             }
+            let began = Instant::now();
             let outcome = timeout_at(until, self.model.reply(&ask, heard)).await;
             let error = match outcome.unwrap_or_else(|_| Err(too_late())) {
                 Ok(reply) => {
@@ -112,13 +133,16 @@ impl Calls {
                 }
                 Err(error) => error,
             };
-            candidate.circuit.report(!matches!(error, Error::Broken(_) | Error::TimedOut(_)));
+            // One that had hardly any time, having waited for its place, says nothing of the server.
+            if !matches!(error, Error::TimedOut(_)) || began.elapsed() >= FAIR {
+                candidate.circuit.report(!matches!(error, Error::Broken(_) | Error::TimedOut(_)));
+            }
             let wait = match &error {
                 Error::Broken(_) => back_off(attempt),
                 Error::Unavailable { retry_after, .. } => retry_after.unwrap_or_else(|| back_off(attempt)),
                 Error::Failed(_) | Error::TimedOut(_) | Error::Overloaded => return Err(error),
             };
-            let too_long = Instant::now() + wait >= until;
+            let too_long = wait >= until - Instant::now();
             if attempt == ATTEMPTS || too_long || heard.any.load(Ordering::Relaxed) {
                 return Err(error);
             }

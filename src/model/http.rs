@@ -17,6 +17,8 @@ use super::Error;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of an answer that are read, its frame included.
 const MAX_ANSWER: usize = 8 << 20;
+/// The longest wait that an upstream is believed to mean.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How much of an upstream's own words is passed on, in characters.
 const MAX_QUOTE: usize = 300;
 
@@ -144,15 +146,15 @@ fn too_large() -> Error {
 /// `Retry-After` in seconds; its other form, a date, is rare enough to do without.
 fn retry_after(response: &Response) -> Option<Duration> {
     let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    seconds.trim().parse().ok().map(Duration::from_secs)
+    seconds.trim().parse().ok().map(|seconds: u64| Duration::from_secs(seconds).min(LONGEST_WAIT))
 }
 
 /// Says how a connection failed, without the URL, which may hold credentials.
 fn broken(error: &reqwest::Error) -> Error {
-    if error.is_timeout() {
-        Error::TimedOut("The model server did not answer in time".into())
-    } else if error.is_connect() {
+    if error.is_connect() {
         Error::Broken("The model server cannot be reached".into())
+    } else if error.is_timeout() {
+        Error::TimedOut("The model server did not answer in time".into())
     } else {
         Error::Broken("The connection to the model server broke".into())
     }

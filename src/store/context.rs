@@ -1,11 +1,7 @@
 //! What a model may be shown of a session, read in one round trip as one row.
 
-use super::{Result, Store};
-use crate::domain::{
-    caller::Caller,
-    ids::SessionId,
-    memory::{BehaviorProfile, Fact},
-};
+use super::{Result, Store, TurnKey};
+use crate::domain::memory::{BehaviorProfile, Fact};
 
 /// The turns read at most; their tokens bound them sooner.
 const MAX_TURNS: i64 = 1000;
@@ -47,7 +43,7 @@ struct Row {
     turns: String,
 }
 
-/// `$1` session, `$2` tenant, `$3` the turn before which to look, `$4` tokens, `$5` turns, `$6` facts at most.
+/// `$1` session, `$2` tenant, `$3` the running turn, `$4` tokens, `$5` turns, `$6` facts at most, `$7` lease token.
 /// The window sums tokens from the newest turn back; only turns within the sum have their text read.
 macro_rules! context_sql {
     ($array:literal, $list:literal) => {
@@ -64,19 +60,19 @@ macro_rules! context_sql {
             "AND tenant_id = $2 AND status = 'completed' AND turn < $3 ORDER BY turn DESC LIMIT $5) newest) sums ",
             "WHERE total <= $4)), '[]') AS turns ",
             "FROM sessions s JOIN session_memory m ON m.session_id = s.session_id AND m.tenant_id = s.tenant_id ",
-            "WHERE s.session_id = $1 AND s.tenant_id = $2"
+            "WHERE s.session_id = $1 AND s.tenant_id = $2 AND EXISTS (SELECT 1 FROM turns r ",
+            "WHERE r.session_id = $1 AND r.tenant_id = $2 AND r.turn = $3 AND r.status = 'running' ",
+            "AND r.lease_token = $7)"
         )
     };
 }
 
 impl Store {
-    /// What is known in a session before the turn numbered `before`, with as many of its newest completed
-    /// turns as are at most `tokens` together; `None` if there is no such session.
+    /// What is known in a session before a running turn, with as many of its newest completed turns as are at most
+    /// `tokens` together; `None` if the turn does not run any more.
     pub async fn context(
         &self,
-        caller: Caller,
-        session: SessionId,
-        before: i64,
+        TurnKey { tenant, session, turn, lease_token }: TurnKey,
         tokens: i64,
     ) -> Result<Option<Material>> {
         let row: Option<Row> = self
@@ -91,11 +87,12 @@ impl Store {
                 ),
             )
             .bind(session)
-            .bind(caller.tenant)
-            .bind(before)
+            .bind(tenant)
+            .bind(turn)
             .bind(tokens)
             .bind(MAX_TURNS)
             .bind(MAX_FACTS)
+            .bind(lease_token)
             .optional()
             .await?;
         Ok(row.map(Row::into_material).transpose()?)

@@ -4,6 +4,7 @@ use super::{
     Result, Store,
     db::Tx,
     sessions::{Cutoffs, SESSIONS},
+    turns::CANCELLED,
     writer::Write,
 };
 use crate::domain::{
@@ -134,9 +135,13 @@ impl Write for Delete {
                 return Ok(Deleted::Changed);
             }
         }
-        let delete = tx.sql("DELETE FROM sessions WHERE session_id = $1 AND tenant_id = $2");
-        if delete.bind(self.session).bind(self.tenant).run().await? == 0 {
+        let delete = "DELETE FROM sessions WHERE session_id = $1 AND tenant_id = $2 RETURNING running_turn";
+        let deleted = tx.sql(delete).bind(self.session).bind(self.tenant);
+        let Some((running,)) = deleted.optional::<(Option<i64>,)>().await? else {
             return Ok(Deleted::Unknown);
+        };
+        if let Some(turn) = running {
+            tx.notify(CANCELLED, format!("{} {turn}", self.session.number())).await?;
         }
         tx.sql("INSERT INTO erasures (session_id, tenant_id, created_at) VALUES ($1, $2, $3)")
             .bind(self.session)

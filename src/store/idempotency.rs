@@ -12,6 +12,8 @@ use crate::domain::{
     ids::{self, SessionId},
 };
 
+/// How often a key is looked at that others claim and free meanwhile.
+const LOOKS: usize = 3;
 /// How long a key is remembered.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -50,6 +52,11 @@ impl Store {
         self.writer.write(ClaimKey { tenant: caller.tenant, key, lease, lease_token }).await
     }
 
+    /// Says that a claim's work, not yet a turn, is still waited for.
+    pub async fn renew_claim(&self, claim: Claim, lease: Duration) -> Result<()> {
+        self.writer.write(RenewClaim { claim, lease }).await
+    }
+
     /// Gives a claim up, so that the request may be sent again.
     pub async fn release_claim(&self, claim: Claim) -> Result<()> {
         self.writer.write(Release(claim)).await
@@ -84,11 +91,24 @@ impl Claim {
         key.bytes().fold(0, |row: i64, byte| row.wrapping_mul(31).wrapping_add(byte.into()))
     }
 
-    /// Notes which turn is being made for the key, so that whoever cancels the turn can remember that.
-    pub(super) async fn link(&self, tx: &mut Tx, session: SessionId, turn: i64) -> Result<()> {
-        let link = tx.sql("UPDATE idempotency_records SET session_id = $4, turn = $5").push(MINE);
-        let linked =
-            link.bind(self.tenant).bind(self.key.as_str()).bind(self.lease_token).bind(session).bind(turn);
+    /// Notes which turn is being made for the key, so that whoever cancels the turn can remember that; from here
+    /// on the claim is renewed with the turn.
+    pub(super) async fn link(
+        &self,
+        tx: &mut Tx,
+        (session, turn): (SessionId, i64),
+        until: Timestamp,
+    ) -> Result<()> {
+        let link = tx
+            .sql("UPDATE idempotency_records SET session_id = $4, turn = $5, lease_expires_at = $6")
+            .push(MINE);
+        let linked = link
+            .bind(self.tenant)
+            .bind(self.key.as_str())
+            .bind(self.lease_token)
+            .bind(session)
+            .bind(turn)
+            .bind(until);
         still_mine(linked.run().await?)
     }
 
@@ -143,6 +163,18 @@ impl Write for ClaimKey {
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Claimed> {
+        // A record may be freed between the two looks at it; then the key is there to be claimed.
+        for _ in 0..LOOKS {
+            if let Some(claimed) = self.look(tx).await? {
+                return Ok(claimed);
+            }
+        }
+        Ok(Claimed::Running(self.lease))
+    }
+}
+
+impl ClaimKey {
+    async fn look(&self, tx: &mut Tx) -> Result<Option<Claimed>> {
         let now = tx.clock().await?;
         let claim = Claim { tenant: self.tenant, key: self.key.key.clone(), lease_token: self.lease_token };
         let inserted = tx
@@ -161,9 +193,9 @@ impl Write for ClaimKey {
             .run()
             .await?;
         if inserted == 1 {
-            return Ok(Claimed::New(claim));
+            return Ok(Some(Claimed::New(claim)));
         }
-        let (request_hash, status, answer, token, lease_expires_at, expires_at): Record = tx
+        let record: Option<Record> = tx
             .sql(
                 "SELECT request_hash, status, answer, lease_token, lease_expires_at, expires_at \
                  FROM idempotency_records WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2",
@@ -171,22 +203,25 @@ impl Write for ClaimKey {
             .push_each("", " FOR UPDATE")
             .bind(self.tenant)
             .bind(self.key.key.as_str())
-            .one()
+            .optional()
             .await?;
+        let Some((request_hash, status, answer, token, lease_expires_at, expires_at)) = record else {
+            return Ok(None);
+        };
         // This very claim, whose first try may have been committed.
         if token == self.lease_token {
-            return Ok(Claimed::New(claim));
+            return Ok(Some(Claimed::New(claim)));
         }
         let over = expires_at <= now;
         if !over && request_hash != self.key.request_hash {
-            return Ok(Claimed::OtherRequest);
+            return Ok(Some(Claimed::OtherRequest));
         }
         if let (false, Some(status)) = (over, status) {
-            return Ok(Claimed::Done { status, answer: answer.unwrap_or_default() });
+            return Ok(Some(Claimed::Done { status, answer: answer.unwrap_or_default() }));
         }
         if !over && lease_expires_at > now {
             let left = (lease_expires_at.as_millis() - now.as_millis()).unsigned_abs();
-            return Ok(Claimed::Running(Duration::from_millis(left)));
+            return Ok(Some(Claimed::Running(Duration::from_millis(left))));
         }
         // Its server is gone, or its time is over: the work is the caller's.
         tx.sql(
@@ -203,7 +238,25 @@ impl Write for ClaimKey {
         .bind(now + KEPT)
         .run()
         .await?;
-        Ok(Claimed::New(claim))
+        Ok(Some(Claimed::New(claim)))
+    }
+}
+
+struct RenewClaim {
+    claim: Claim,
+    lease: Duration,
+}
+
+impl Write for RenewClaim {
+    type Answer = ();
+
+    fn row(&self) -> i64 {
+        Claim::row(&self.claim.key)
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<()> {
+        let until = tx.clock().await? + self.lease;
+        self.claim.renew(tx, until).await
     }
 }
 

@@ -368,7 +368,7 @@ impl Admit {
         .run()
         .await?;
         if let Some(claim) = &admission.claim {
-            claim.link(tx, id, turn).await?;
+            claim.link(tx, (id, turn), clock + admission.lease).await?;
         }
         Ok(Admitted { turn, temporary, interrupted })
     }
@@ -639,16 +639,23 @@ impl Write for KeepPiece {
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<()> {
+        // Whoever ends the turn, or deletes the session, waits for the piece and removes it.
+        let running = tx
+            .sql("SELECT running_turn FROM sessions WHERE session_id = $1 AND tenant_id = $2 AND running_turn = $3")
+            .push_each("", " FOR SHARE")
+            .bind(self.key.session)
+            .bind(self.key.tenant)
+            .bind(self.key.turn);
+        if running.optional::<(i64,)>().await?.is_none() {
+            return Ok(());
+        }
         tx.sql(
-            "INSERT INTO turn_pieces (session_id, tenant_id, turn, start, text) \
-             SELECT session_id, tenant_id, turn, $5, $6 FROM turns WHERE session_id = $1 AND tenant_id = $2 \
-                 AND turn = $3 AND lease_token = $4 AND status = 'running' \
+            "INSERT INTO turn_pieces (session_id, tenant_id, turn, start, text) VALUES ($1, $2, $3, $4, $5) \
              ON CONFLICT (session_id, tenant_id, turn, start) DO NOTHING",
         )
         .bind(self.key.session)
         .bind(self.key.tenant)
         .bind(self.key.turn)
-        .bind(self.key.lease_token)
         .bind(self.start)
         .bind(self.text.as_str())
         .run()

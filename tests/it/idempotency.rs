@@ -146,6 +146,41 @@ on_both! {
         assert_eq!(server.count("SELECT COUNT(*) FROM turns").await, 1);
     }
 
+    async fn a_key_is_held_while_its_message_waits_for_its_session(database: Database) {
+        let gate = Arc::new(Semaphore::new(0));
+        let upstream = Upstream::gated(echo, gate.clone()).await;
+        let server = Server::with_model(database.kind, &upstream.url, |config| {
+            (config.chat.lease, config.chat.lease_renewal) = (Duration::from_secs(2), Duration::from_millis(200));
+        })
+        .await;
+        let session = server.session(json!({})).await;
+        let say = |message: &str, key: &'static str| {
+            let (client, body) = (server.client.clone(), json!({"session_id": session, "message": message}));
+            tokio::spawn(async move { keyed(&client, "/chat", key, &body).await })
+        };
+        let first = say("first", "one");
+        upstream.asked_times(1).await;
+        let second = say("second", "two");
+        let lease = async || {
+            let text = "SELECT COALESCE(MAX(lease_expires_at), 0) FROM idempotency_records WHERE idempotency_key = 'two'";
+            let (lease,): (i64,) = server.app.store.database().read(text).one().await.unwrap();
+            lease
+        };
+        // Its lease is put off beyond the time for which it was first taken.
+        while lease().await == 0 {
+            tokio::task::yield_now().await;
+        }
+        let taken = lease().await;
+        while lease().await < taken + 2000 {
+            tokio::task::yield_now().await;
+        }
+        say("second", "two").await.unwrap().refused(409, "IDEMPOTENCY_IN_PROGRESS");
+        gate.add_permits(2);
+        first.await.unwrap().data();
+        second.await.unwrap().data();
+        assert_eq!(upstream.asked().len(), 2);
+    }
+
     async fn a_request_repeated_after_kill_9_leaves_one_completed_turn(database: Database) {
         let gate = Arc::new(Semaphore::new(0));
         let upstream = Upstream::gated(echo, gate.clone()).await;

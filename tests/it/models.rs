@@ -375,6 +375,7 @@ on_both! {
                 match message {
                     _ if !first => Script::Say("at last".into()),
                     "cut" => Script::Stream { pieces: vec!["half".into()], pause: Duration::ZERO, whole: false },
+                    "endless" => Script::Raw(429, vec![("retry-after", u64::MAX.to_string())], String::new()),
                     "patience" => Script::Raw(429, vec![("retry-after", "0".into())], String::new()),
                     status => Script::Raw(status.parse().unwrap(), vec![], String::new()),
                 }
@@ -390,6 +391,9 @@ on_both! {
         times.store(0, Ordering::SeqCst);
         let heard = server.stream(&server.session(json!({})).await, "cut").await.all().await;
         assert_eq!(heard.last().unwrap().name, "error");
+        // A wait beyond all reason is none.
+        times.store(0, Ordering::SeqCst);
+        server.chat(&server.session(json!({})).await, "endless").await.refused(503, "UPSTREAM_UNAVAILABLE");
         for message in ["400", "401"] {
             times.store(0, Ordering::SeqCst);
             server.chat(&server.session(json!({})).await, message).await.refused(502, "UPSTREAM_ERROR");
@@ -421,11 +425,17 @@ on_both! {
         let upstream = Upstream::start(|_| Script::Raw(500, vec![], String::new())).await;
         let server = Server::with_model(database.kind, &upstream.url, |_| {}).await;
         let session = server.session(json!({})).await;
+        // How a model fares that a chat has named says nothing of the server's own.
+        for _ in 0..2 {
+            let body = json!({"session_id": session, "message": "hi", "model": "another"});
+            server.post("/chat", body).await.refused(502, "UPSTREAM_ERROR");
+        }
+        let others = upstream.asked().len();
         for _ in 0..2 {
             server.chat(&session, "hi").await;
         }
         let asked = upstream.asked().len();
-        assert_eq!(asked, 5);
+        assert_eq!(asked - others, 5);
         let refusal = server.chat(&session, "hi").await;
         refusal.refused(503, "UPSTREAM_UNAVAILABLE");
         let wait: u64 = refusal.headers["retry-after"].to_str().unwrap().parse().unwrap();

@@ -209,6 +209,21 @@ on_both! {
         assert_eq!(read.data()["memory"]["conversation_turns"], 0);
     }
 
+    async fn deleting_a_session_ends_the_call_of_its_turn(database: Database) {
+        let upstream = Upstream::start(slowly(10_000, 10)).await;
+        let server = Server::with_model(database.kind, &upstream.url, |_| {}).await;
+        let session = server.session(json!({})).await;
+        let mut events = server.stream(&session, "go").await;
+        events.next().await.unwrap();
+        events.next().await.unwrap();
+        assert_eq!(server.delete(&format!("/sessions/{session}")).await.status, 200);
+        upstream.left_times(1).await;
+        let end = events.all().await.pop().unwrap();
+        assert_eq!(end.data["error"]["code"], "INVALID_SESSION");
+        assert_eq!(end.data["error"]["message"], format!("Invalid or inactive session: {session}"));
+        assert_eq!(server.count("SELECT COUNT(*) FROM turn_pieces").await, 0);
+    }
+
     async fn an_interrupting_message_cancels_the_running_turn_and_runs(database: Database) {
         let upstream = Upstream::start(|message| match message {
             "slow" => Script::Stream { pieces: vec!["x ".into(); 10_000], pause: Duration::from_millis(10), whole: true },
