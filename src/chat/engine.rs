@@ -427,7 +427,8 @@ impl Parts {
                     failures += 1;
                     sleep(WRITE_RETRY).await;
                     if self.store.latest_turn(caller, session).await?.is_some() {
-                        admission.session = Destination::Existing { id: session, user: None };
+                        let user = chat.user.clone();
+                        admission.session = Destination::Existing { id: session, user };
                     }
                 }
                 Err(error) => return Err(error.into()),

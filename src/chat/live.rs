@@ -162,11 +162,6 @@ impl Reader {
         }
     }
 
-    /// Where in the reply the next text begins, in bytes.
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-
     fn take(&mut self) -> Heard {
         let text = self.running.text_from(self.offset);
         self.offset += text.len();

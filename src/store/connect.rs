@@ -5,14 +5,14 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, PgConnection, PgPool, SqlitePool,
+    ConnectOptions, PgConnection, PgPool, SqliteConnection, SqlitePool,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{
         SqliteAutoVacuum, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
     },
 };
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Store, db::Db, migrate, writer::Writer};
 
@@ -27,6 +27,8 @@ const MIGRATION_WAIT: Duration = Duration::from_secs(600);
 /// How long a statement on Postgres waits for a row that another transaction holds: less than a statement may take, so
 /// that one held row does not stop a whole batch for long. In milliseconds.
 const LOCK_TIMEOUT: &str = "2000";
+/// How often a SQLite file is tried that another instance is opening for the first time.
+const FIRST_OPEN_RETRY: Duration = Duration::from_millis(20);
 /// How long to wait for a connection for migrations.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What our own deadline for a statement allows beyond the server's.
@@ -161,7 +163,7 @@ impl Store {
             Options::Sqlite(options) => {
                 keep_private(options.get_filename());
                 let patient = sqlite(options, false).busy_timeout(MIGRATION_WAIT);
-                let mut connection = patient.connect().await.map_err(|e| unreachable(url, e))?;
+                let mut connection = connect_in_turn(&patient).await.map_err(|e| unreachable(url, e))?;
                 migrate::sqlite(&mut connection).await.map_err(|e| e.at(url))
             }
             Options::Postgres(options) => {
@@ -238,6 +240,22 @@ async fn sqlite_pools(
     let writer: SqlitePool = pool(1).connect_with(sqlite(options, false)).await.map_err(connect)?;
     let readers = pool(SQLITE_READERS).connect_with(sqlite(options, true)).await.map_err(connect)?;
     Ok(Db::sqlite(readers, writer, deadline))
+}
+
+/// Opens a SQLite file that others may be opening for the first time: while one of them switches it to WAL, it is
+/// locked for the rest at once, whatever their busy timeout.
+async fn connect_in_turn(options: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    loop {
+        match options.connect().await {
+            Err(sqlx::Error::Database(e))
+                if e.code().as_deref() == Some("5") && Instant::now() < deadline =>
+            {
+                sleep(FIRST_OPEN_RETRY).await;
+            }
+            connected => return connected,
+        }
+    }
 }
 
 /// Whether a database file is missing and could be made.

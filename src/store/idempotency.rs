@@ -174,6 +174,7 @@ impl Write for ClaimKey {
 }
 
 impl ClaimKey {
+    /// Claims the key if nobody has it; `None` if it has become free just now.
     async fn look(&self, tx: &mut Tx) -> Result<Option<Claimed>> {
         let now = tx.clock().await?;
         let claim = Claim { tenant: self.tenant, key: self.key.key.clone(), lease_token: self.lease_token };
@@ -223,22 +224,15 @@ impl ClaimKey {
             let left = (lease_expires_at.as_millis() - now.as_millis()).unsigned_abs();
             return Ok(Some(Claimed::Running(Duration::from_millis(left))));
         }
-        // Its server is gone, or its time is over: the work is the caller's.
+        // Its server is gone, or its time is over: the key is there to be claimed.
         tx.sql(
-            "UPDATE idempotency_records SET request_hash = $3, lease_token = $4, lease_expires_at = $5, \
-                 created_at = $6, expires_at = $7, session_id = NULL, turn = NULL, status = NULL, answer = NULL \
-             WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2",
+            "DELETE FROM idempotency_records WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2",
         )
         .bind(self.tenant)
         .bind(self.key.key.as_str())
-        .bind(self.key.request_hash.to_vec())
-        .bind(self.lease_token)
-        .bind(now + self.lease)
-        .bind(now)
-        .bind(now + KEPT)
         .run()
         .await?;
-        Ok(Some(Claimed::New(claim)))
+        Ok(None)
     }
 }
 
