@@ -35,7 +35,8 @@ use crate::{
     },
     model::{Ask, Model, Options, Reply},
     store::{
-        self, Admission, Admitted, Cancelled, Claim, Destination, Ended, Ending, NotAdmitted, Store, TurnKey,
+        self, Admission, Admitted, Cancelled, Claim, Completion, Destination, Ended, Ending, NotAdmitted,
+        Store, TurnKey,
     },
 };
 
@@ -318,6 +319,7 @@ impl Parts {
     ) -> Result<Answered, Error> {
         let (request_id, received, stream) = (chat.request_id.clone(), chat.received, chat.stream);
         let claim = remember.as_ref().map(|remember| remember.claim.clone());
+        let message = chat.message.clone();
         let outcome = tokio::select! {
             outcome = self.ask(key, chat, &entered.running) => outcome,
             () = self.keep_lease(key, claim) => Err(Error::Interrupted),
@@ -340,7 +342,23 @@ impl Parts {
             execution,
         };
         let remember = remember.map(|remember| (remember.claim, (remember.render)(&answered)));
-        self.complete(key, answered, stream, remember).await
+        let completion = Completion {
+            user: admitted.user,
+            message,
+            created_at: admitted.created_at,
+            response: answered.response.clone(),
+            response_tokens: tokens::count(&answered.response),
+            model: answered.model.clone(),
+            usage: answered.usage,
+        };
+        let ending = Ending::Completed(Arc::new(completion));
+        match self.end(key, ending, execution, stream, remember).await {
+            Ok(Ended::Stored) => Ok(answered),
+            Ok(ended) => Err(Error::by(ended)),
+            Err(error @ store::Error::Unavailable(_)) => Err(error.into()),
+            // The answer cannot be kept; the session must not wait for the lease.
+            Err(error) => Err(self.fail(key, error.into(), execution).await),
+        }
     }
 
     /// Trims a message; refuses one that is empty or too long.
@@ -537,29 +555,6 @@ impl Parts {
                     tracing::warn!(error = &error as &dyn std::error::Error, "piece of a reply not kept");
                 }
             }
-        }
-    }
-
-    async fn complete(
-        &self,
-        key: TurnKey,
-        answered: Answered,
-        streamed: bool,
-        remember: Option<(Claim, String)>,
-    ) -> Result<Answered, Error> {
-        let ending = Ending::Completed {
-            response: answered.response.clone(),
-            response_tokens: tokens::count(&answered.response),
-            model: answered.model.clone(),
-            usage: answered.usage,
-        };
-        let execution = answered.execution;
-        match self.end(key, ending, execution, streamed, remember).await {
-            Ok(Ended::Stored) => Ok(answered),
-            Ok(ended) => Err(Error::by(ended)),
-            Err(error @ store::Error::Unavailable(_)) => Err(error.into()),
-            // The answer cannot be kept; the session must not wait for the lease.
-            Err(error) => Err(self.fail(key, error.into(), execution).await),
         }
     }
 

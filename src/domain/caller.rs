@@ -8,6 +8,11 @@ pub struct TenantId(i64);
 impl TenantId {
     /// The tenant `default`, to whom everything belongs while authentication is off. The first migration makes it.
     pub const DEFAULT: Self = Self(1);
+
+    /// The number.
+    pub fn number(self) -> i64 {
+        self.0
+    }
 }
 
 /// Who asks. The store answers no question without one, so that what is not the caller's is not found.

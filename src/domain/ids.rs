@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 /// 64 bits from the system's random source.
@@ -9,6 +10,18 @@ pub fn random_bits() -> i64 {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     // A version 4 UUID fixes six bits; folding the halves hides them.
     (high ^ low.rotate_left(32)).cast_signed()
+}
+
+/// 64 bits that stand for `parts`, which are told apart from each other: `["a", "b"]` has others than `["ab"]`.
+pub fn digest(parts: &[&str]) -> i64 {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_be_bytes());
+        hash.update(part);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    let (first, _) = digest.split_at(8);
+    first.iter().fold(0, |bits, byte| bits << 8 | i64::from(*byte))
 }
 
 /// Names a session: `session_a1b2c3d4e5f67890`. A number inside and in the database, text only at the edge.

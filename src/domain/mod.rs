@@ -7,6 +7,7 @@ pub mod json;
 pub mod memory;
 pub mod page;
 pub mod prompt;
+pub mod search;
 pub mod session;
 pub mod text;
 pub mod tokens;

@@ -2,9 +2,7 @@
 
 use std::fmt::Write as _;
 
-use sha2::{Digest, Sha256};
-
-use super::ids::parse_hex;
+use super::ids::{digest, parse_hex};
 
 /// Which way a listing runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,14 +29,7 @@ pub struct Listing(i64);
 impl Listing {
     /// Parts are told apart from each other, so that `["a", "b"]` is another listing than `["ab"]`.
     pub fn of(parts: &[&str]) -> Self {
-        let mut hash = Sha256::new();
-        for part in parts {
-            hash.update(part.len().to_be_bytes());
-            hash.update(part);
-        }
-        let digest: [u8; 32] = hash.finalize().into();
-        let (first, _) = digest.split_at(8);
-        Self(first.iter().fold(0, |bits, byte| bits << 8 | i64::from(*byte)))
+        Self(digest(parts))
     }
 }
 

@@ -17,6 +17,7 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteRow},
 };
 
+use super::Kind;
 use crate::domain::clock::{Clock, SystemClock, Timestamp};
 
 pub type Result<T, E = sqlx::Error> = std::result::Result<T, E>;
@@ -121,6 +122,13 @@ impl Tx {
 
     pub fn sql_each(&mut self, sqlite: &'static str, postgres: &'static str) -> Statement<'_> {
         self.sql(self.driver.args().pick(sqlite, postgres))
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self.driver.args() {
+            Args::Sqlite(_) => Kind::Sqlite,
+            Args::Postgres(_) => Kind::Postgres,
+        }
     }
 
     /// The same, read once in a transaction.

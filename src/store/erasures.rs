@@ -3,6 +3,7 @@
 use super::{
     Result, Store,
     db::Tx,
+    search,
     sessions::{Cutoffs, SESSIONS},
     turns::CANCELLED,
     writer::Write,
@@ -56,16 +57,13 @@ impl Store {
             if tx.sql(lock).bind(session).bind(tenant).run().await? == 0 {
                 return Ok(tx.rollback().await?);
             }
-            let removed = tx
-                .sql(
-                    "DELETE FROM turns WHERE session_id = $1 AND tenant_id = $2 AND turn IN \
-                         (SELECT turn FROM turns WHERE session_id = $1 AND tenant_id = $2 ORDER BY turn LIMIT $3)",
-                )
-                .bind(session)
-                .bind(tenant)
-                .bind(BATCH)
-                .run()
-                .await?;
+            let batch = "SELECT MAX(turn) FROM (SELECT turn FROM turns WHERE session_id = $1 AND tenant_id = $2 \
+                 ORDER BY turn LIMIT $3) batch";
+            let (last,): (Option<i64>,) = tx.sql(batch).bind(session).bind(tenant).bind(BATCH).one().await?;
+            let last = last.unwrap_or(0);
+            search::unindex(&mut tx, (tenant, session), (0, last)).await?;
+            let remove = "DELETE FROM turns WHERE session_id = $1 AND tenant_id = $2 AND turn <= $3";
+            let removed = tx.sql(remove).bind(session).bind(tenant).bind(last).run().await?;
             if removed < BATCH.unsigned_abs() {
                 for rest in [
                     "DELETE FROM turn_pieces WHERE session_id = $1 AND tenant_id = $2",

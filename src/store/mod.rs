@@ -7,6 +7,7 @@ mod erasures;
 mod error;
 mod idempotency;
 mod migrate;
+mod search;
 mod sessions;
 mod turns;
 mod writer;
@@ -16,8 +17,11 @@ pub use context::{Material, PastTurn};
 pub use erasures::{Deleted, OnlyIf};
 pub use error::{Error, Result};
 pub use idempotency::{Claim, Claimed, IdempotencyKey};
+pub use search::{Excerpt, Hit, Search};
 pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
-pub use turns::{Admission, Admitted, Cancelled, Destination, Ended, Ending, Expired, NotAdmitted, TurnKey};
+pub use turns::{
+    Admission, Admitted, Cancelled, Completion, Destination, Ended, Ending, Expired, NotAdmitted, TurnKey,
+};
 
 use std::sync::Arc;
 

@@ -3,9 +3,16 @@
 //! Every write to a turn updates its session's row first, which is the lock. `sessions.running_turn` lets that
 //! one statement tell whether the session is free; the unique index `turns_running` makes it certain.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::{Error, Result, Store, db::Tx, idempotency::Claim, sessions::InsertSession, writer::Write};
+use super::{
+    Error, Result, Store,
+    db::Tx,
+    idempotency::Claim,
+    search::{self, Entry},
+    sessions::InsertSession,
+    writer::Write,
+};
 use crate::domain::{
     caller::{Caller, TenantId},
     clock::Timestamp,
@@ -66,10 +73,13 @@ pub enum Destination {
 }
 
 /// A turn that has been given its number and is durable.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Admitted {
     pub turn: i64,
     pub temporary: bool,
+    /// Whose session it is.
+    pub user: UserId,
+    pub created_at: Timestamp,
     /// The turn that was cancelled to make room.
     pub interrupted: Option<i64>,
 }
@@ -95,8 +105,22 @@ pub struct TurnKey {
 /// How a running turn ends.
 #[derive(Clone, Debug)]
 pub enum Ending {
-    Completed { response: String, response_tokens: i64, model: String, usage: Option<Usage> },
+    Completed(Arc<Completion>),
     Failed { code: String, message: String },
+}
+
+/// An answered message.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// Whose session it is.
+    pub user: UserId,
+    pub message: String,
+    /// When it was admitted.
+    pub created_at: Timestamp,
+    pub response: String,
+    pub response_tokens: i64,
+    pub model: String,
+    pub usage: Option<Usage>,
 }
 
 /// What became of an attempt to end a turn.
@@ -149,7 +173,15 @@ impl Store {
         now: Timestamp,
         remember: Option<(Claim, String)>,
     ) -> Result<Ended> {
-        self.writer.write(End { key, ending, execution, now, has_pieces, remember }).await
+        // Made here, not in the one task that writes.
+        let entry = match &ending {
+            Ending::Completed(done) => {
+                let owner = (key.tenant, &done.user, key.session);
+                Some(Entry::new(owner, key.turn, done.created_at, [&done.message, &done.response]))
+            }
+            Ending::Failed { .. } => None,
+        };
+        self.writer.write(End { key, ending, entry, execution, now, has_pieces, remember }).await
     }
 
     /// Cancels a running turn. The key that its message came with remembers that, as status 409.
@@ -322,9 +354,9 @@ impl Admit {
         }
     }
 
-    /// Takes the session's next number if the session is active, free, and kept for nobody else: the number, and
-    /// whether the session is temporary. An interrupting message waits for nobody.
-    async fn number(&self, tx: &mut Tx, clock: Timestamp) -> Result<Option<(i64, bool)>> {
+    /// Takes the session's next number if the session is active, free, and kept for nobody else: the number, whether
+    /// the session is temporary, and whose it is. An interrupting message waits for nobody.
+    async fn number(&self, tx: &mut Tx, clock: Timestamp) -> Result<Option<(i64, bool, UserId)>> {
         // Activity never moves backwards, though servers' clocks may differ.
         let take = tx.sql(
             "UPDATE sessions SET last_turn = last_turn + 1, running_turn = last_turn + 1, \
@@ -338,7 +370,7 @@ impl Admit {
         let take = take.bind(self.session_id()).bind(self.tenant).bind(self.admission.now);
         let take = take.bind(self.admission.lease_token).bind(clock).bind(self.admission.interrupt);
         let take = take.push_some(" AND user_id = ", self.user());
-        Ok(take.push(" RETURNING last_turn, temporary").optional().await?)
+        Ok(take.push(" RETURNING last_turn, temporary, user_id").optional().await?)
     }
 
     /// Keeps the message as a running turn.
@@ -346,7 +378,7 @@ impl Admit {
         &self,
         tx: &mut Tx,
         clock: Timestamp,
-        (turn, temporary): (i64, bool),
+        (turn, temporary, user): (i64, bool, UserId),
         interrupted: Option<i64>,
     ) -> Result<Admitted> {
         let (id, admission) = (self.session_id(), &self.admission);
@@ -370,14 +402,16 @@ impl Admit {
         if let Some(claim) = &admission.claim {
             claim.link(tx, (id, turn), clock + admission.lease).await?;
         }
-        Ok(Admitted { turn, temporary, interrupted })
+        Ok(Admitted { turn, temporary, user, created_at: admission.now, interrupted })
     }
 
     /// Tells why a session took no turn, or finds the turn that this very admission has made before.
     async fn why_not(&self, tx: &mut Tx) -> Result<Result<Admitted, NotAdmitted>> {
-        let found: Option<(i64, bool, Option<i64>)> = tx
+        type Found = (i64, bool, UserId, Option<i64>, Option<Timestamp>);
+        let found: Option<Found> = tx
             .sql(
-                "SELECT COALESCE(s.running_turn, s.last_turn), s.temporary, t.lease_token FROM sessions s \
+                "SELECT COALESCE(s.running_turn, s.last_turn), s.temporary, s.user_id, t.lease_token, t.created_at \
+                 FROM sessions s \
                  LEFT JOIN turns t ON t.session_id = s.session_id AND t.tenant_id = s.tenant_id \
                      AND t.turn = s.running_turn \
                  WHERE s.session_id = $1 AND s.tenant_id = $2 AND s.ended_at IS NULL \
@@ -390,8 +424,10 @@ impl Admit {
             .optional()
             .await?;
         Ok(match found {
-            Some((turn, temporary, Some(token))) if token == self.admission.lease_token => {
-                Ok(Admitted { turn, temporary, interrupted: None })
+            Some((turn, temporary, user, Some(token), Some(created_at)))
+                if token == self.admission.lease_token =>
+            {
+                Ok(Admitted { turn, temporary, user, created_at, interrupted: None })
             }
             Some((turn, ..)) => Err(NotAdmitted::Busy { turn }),
             None => Err(NotAdmitted::Invalid),
@@ -418,6 +454,7 @@ impl Admit {
 struct End {
     key: TurnKey,
     ending: Ending,
+    entry: Option<Entry>,
     execution: Duration,
     now: Timestamp,
     has_pieces: bool,
@@ -433,18 +470,16 @@ impl Write for End {
 
     async fn apply(&self, tx: &mut Tx) -> Result<Ended> {
         let TurnKey { tenant, session, turn, lease_token } = self.key;
-        let completed = i64::from(matches!(self.ending, Ending::Completed { .. }));
+        let completed = i64::from(matches!(self.ending, Ending::Completed(_)));
         if !free_session(tx, session, tenant, turn, completed).await? {
             return self.why_not(tx).await;
         }
         let execution_us = i64::try_from(self.execution.as_micros()).unwrap_or(i64::MAX);
         let (status, failure, answer) = match &self.ending {
-            Ending::Completed { response, response_tokens, model, usage } => {
-                (TurnStatus::Completed, None, Some((response, response_tokens, model, usage)))
-            }
+            Ending::Completed(done) => (TurnStatus::Completed, None, Some(done)),
             Ending::Failed { code, message } => (TurnStatus::Failed, Some((code, message)), None),
         };
-        let usage = answer.and_then(|(.., usage)| usage.as_ref());
+        let usage = answer.and_then(|done| done.usage);
         let ended = tx
             .sql(
                 "UPDATE turns SET status = $5, completed_at = $6, execution_us = $7, response = $8, \
@@ -460,9 +495,9 @@ impl Write for End {
             .bind(status)
             .bind(self.now)
             .bind(execution_us)
-            .bind(answer.map(|(response, ..)| response.clone()))
-            .bind(answer.map_or(0, |(_, tokens, ..)| *tokens))
-            .bind(answer.map(|(_, _, model, _)| model.clone()))
+            .bind(answer.map(|done| done.response.clone()))
+            .bind(answer.map_or(0, |done| done.response_tokens))
+            .bind(answer.map(|done| done.model.clone()))
             .bind(usage.map(|usage| usage.prompt_tokens))
             .bind(usage.map(|usage| usage.completion_tokens))
             .bind(usage.map(|usage| usage.total_tokens))
@@ -473,6 +508,9 @@ impl Write for End {
         // The session said that this turn runs, so a row must have changed; undo the batch otherwise.
         if ended != 1 {
             return Err(Error::from(sqlx::Error::RowNotFound));
+        }
+        if let Some(entry) = &self.entry {
+            search::index(tx, (tenant, session), std::slice::from_ref(entry)).await?;
         }
         if self.has_pieces {
             drop_pieces(tx, session, tenant, turn).await?;
@@ -503,7 +541,7 @@ impl End {
         Ok(match (found, &self.ending) {
             (None, _) => Ended::Gone,
             (Some((TurnStatus::Cancelled, _)), _) => Ended::Cancelled,
-            (Some((TurnStatus::Completed, _)), Ending::Completed { .. }) => Ended::Stored,
+            (Some((TurnStatus::Completed, _)), Ending::Completed(_)) => Ended::Stored,
             (Some((TurnStatus::Failed, Some(was))), Ending::Failed { code, .. }) if was == *code => {
                 Ended::Stored
             }

@@ -8,14 +8,14 @@ use atlus::{
         ids::{RequestId, SessionId},
         json::Metadata,
     },
-    store::{Admission, Destination, Ended, Ending, Kind, Store, TurnKey},
+    store::{Admission, Destination, Ended, Kind, Store, TurnKey},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Semaphore};
 
 use crate::{
-    harness::{Database, Server, on_both, scripted},
+    harness::{Database, Server, completion, on_both, scripted},
     models::{Script, Upstream},
 };
 
@@ -41,10 +41,6 @@ async fn abandoned_turn(store: &Store, session: &str, lease: Duration) -> TurnKe
     };
     let admitted = store.admit_turn(Caller::ANYONE, admission).await.unwrap().unwrap();
     TurnKey { tenant: Caller::ANYONE.tenant, session: id, turn: admitted.turn, lease_token }
-}
-
-fn completed() -> Ending {
-    Ending::Completed { response: "late".into(), response_tokens: 1, model: "m".into(), usage: None }
 }
 
 on_both! {
@@ -313,7 +309,7 @@ on_both! {
         assert_eq!(page.items()[0]["error"]["code"], "INTERRUPTED");
         assert_eq!((&page.items()[1]["turn"], &page.items()[1]["status"]), (&json!(2), &json!("completed")));
 
-        let late = server.app.store.end_turn(key, completed(), Duration::ZERO, false, server.app.clock.now(), None).await.unwrap();
+        let late = server.app.store.end_turn(key, completion("late"), Duration::ZERO, false, server.app.clock.now(), None).await.unwrap();
         assert_eq!(late, Ended::LeaseLost);
         assert_eq!(server.get(&format!("/sessions/{session}/turns/1")).await.data()["response"], Value::Null);
     }

@@ -14,9 +14,12 @@ use std::{
 use atlus::{
     app::App,
     config::{Config, ModelConfig, Provider, Settings},
-    domain::clock::{Clock, Timestamp},
+    domain::{
+        clock::{Clock, Timestamp},
+        session::UserId,
+    },
     jobs, server,
-    store::{DatabaseSettings, Kind, Store},
+    store::{Completion, DatabaseSettings, Ending, Kind, Store},
 };
 use clap::Parser;
 use eventsource_stream::{Event, EventStreamError, Eventsource};
@@ -151,6 +154,19 @@ async fn postgres_template() -> &'static str {
 struct Flags {
     #[command(flatten)]
     settings: Settings,
+}
+
+/// The end of a turn that was answered so.
+pub fn completion(response: &str) -> Ending {
+    Ending::Completed(Arc::new(Completion {
+        user: UserId::default(),
+        message: "message".to_owned(),
+        created_at: Timestamp::from_millis(0),
+        response: response.to_owned(),
+        response_tokens: 1,
+        model: "m".to_owned(),
+        usage: None,
+    }))
 }
 
 /// A clock that stands still unless it is told to move.

@@ -107,10 +107,12 @@ on_both! {
         let turn = events.next().await.unwrap().data["turn"].as_i64().unwrap();
         server.send(server.request(Method::POST, &format!("/sessions/{session}/turns/{turn}/cancel"))).await.data();
         events.all().await;
+        // The turn may have been cancelled before its model was asked.
+        let asked = upstream.asked().len();
         let again = keyed(&server, "/chat/stream", "c", &body).await;
         again.refused(409, "TURN_CANCELLED");
         assert!(is_replayed(&again));
-        assert_eq!(upstream.asked().len(), 3);
+        assert_eq!(upstream.asked().len(), asked);
     }
 
     async fn fifty_equal_requests_at_two_servers_ask_the_model_once(database: Database) {

@@ -17,7 +17,7 @@ use atlus::{
     },
 };
 
-use crate::harness::{Database, on_both};
+use crate::harness::{Database, completion, on_both};
 
 const NOW: Timestamp = Timestamp::from_millis(1_704_110_400_000);
 
@@ -104,9 +104,7 @@ on_both! {
         let again = store.admit_turn(Caller::ANYONE, admission(existing(id), 7)).await.unwrap().unwrap();
         assert_eq!((first.turn, again.turn), (1, 1));
         let key = TurnKey { tenant: Caller::ANYONE.tenant, session: id, turn: 1, lease_token: 7 };
-        let completed = Ending::Completed {
-            response: "hello".into(), response_tokens: 2, model: "m".into(), usage: None
-        };
+        let completed = completion("hello");
         for _ in 0..2 {
             let ended = store.end_turn(key, completed.clone(), Duration::ZERO, false, NOW, None).await.unwrap();
             assert_eq!(ended, Ended::Stored);
@@ -204,7 +202,8 @@ on_both! {
         let store = database.store().await;
         let mut tx = store.database().begin().await.unwrap();
         tx.sql("INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) \
-                SELECT 9999, 'of a later release', installed_on, success, checksum, execution_time FROM _sqlx_migrations")
+                SELECT 9999, 'of a later release', installed_on, success, checksum, execution_time FROM _sqlx_migrations \
+                WHERE version = 1")
             .run().await.unwrap();
         tx.sql("ALTER TABLE sessions ADD COLUMN added_later TEXT").run().await.unwrap();
         tx.commit().await.unwrap();

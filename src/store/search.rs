@@ -1,0 +1,353 @@
+//! What turns are found by, and finding them.
+//!
+//! An entry is written in the transaction that completes its turn, and removed in the one that erases it. The
+//! database tells which entries hold which terms (FTS5 and `tsvector`); what a term is, and which turn answers best,
+//! is decided in [`crate::domain::search`], alike for both.
+
+use super::{
+    Kind, Result, Store,
+    db::{Statement, Tx},
+};
+use crate::domain::{
+    caller::TenantId,
+    clock::Timestamp,
+    ids::SessionId,
+    search::{self, Candidate, Question, Scope},
+    session::UserId,
+};
+
+/// Where counting the entries of a term ends: those that have more are equally common.
+const COUNTED: i64 = 4096;
+/// The most turns that are ranked.
+const RANKED: i64 = 1000;
+/// Turns whose texts are read at once.
+const READ_TURNS: usize = 64;
+
+/// What to look for, and where.
+#[derive(Clone, Debug)]
+pub struct Search {
+    pub question: Question,
+    pub scope: Scope,
+    /// Only this user's, whatever the scope.
+    pub user: Option<UserId>,
+    /// Only turns made at this time or later.
+    pub from: Option<Timestamp>,
+    /// Only turns made before this time.
+    pub to: Option<Timestamp>,
+    /// Only turns with a lower number.
+    pub before_turn: Option<i64>,
+    /// Terms in more turns than these are not looked for by themselves.
+    pub common: i64,
+}
+
+impl Search {
+    pub fn new(question: Question, scope: Scope) -> Self {
+        Self { question, scope, user: None, from: None, to: None, before_turn: None, common: COUNTED }
+    }
+}
+
+/// A turn that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hit {
+    pub session: SessionId,
+    pub turn: i64,
+    /// Whether its response answers better than its message.
+    pub in_response: bool,
+    pub score: f64,
+}
+
+/// A found turn as it is shown.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Excerpt {
+    pub session_id: SessionId,
+    pub turn: i64,
+    pub user_id: UserId,
+    pub created_at: Timestamp,
+    pub message: String,
+    pub response: String,
+    pub message_tokens: i64,
+    pub response_tokens: i64,
+}
+
+/// What an entry is written from.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub turn: i64,
+    pub created_at: Timestamp,
+    /// With spaces between, those of its scopes among them.
+    pub terms: String,
+}
+
+impl Entry {
+    pub fn new(
+        (tenant, user, session): (TenantId, &UserId, SessionId),
+        turn: i64,
+        created_at: Timestamp,
+        texts: [&str; 2],
+    ) -> Self {
+        let scopes = [Scope::Tenant, Scope::User(user.clone()), Scope::Session(session)];
+        let scopes = scopes.map(|scope| scope.term(tenant)).into_iter();
+        let terms: Vec<String> = scopes.chain(search::terms(texts)).collect();
+        Self { turn, created_at, terms: terms.join(" ") }
+    }
+}
+
+/// Writes the entries of one session's turns, which follow each other.
+pub(super) async fn index(
+    tx: &mut Tx,
+    (tenant, session): (TenantId, SessionId),
+    entries: &[Entry],
+) -> Result<()> {
+    let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
+    for entry in entries {
+        tx.sql_each(
+            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) VALUES ($1, $2, $3, $4, $5)",
+            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
+             VALUES ($1, $2, $3, $4, array_to_tsvector(string_to_array($5, ' ')))",
+        )
+        .bind(session)
+        .bind(tenant)
+        .bind(entry.turn)
+        .bind(entry.created_at)
+        .bind(entry.terms.as_str())
+        .run()
+        .await?;
+    }
+    index_terms(tx, (tenant, session), (first.turn, last.turn)).await
+}
+
+/// Puts the entries of a range of turns into SQLite's index; Postgres keeps its own.
+pub(super) async fn index_terms(
+    tx: &mut Tx,
+    (tenant, session): (TenantId, SessionId),
+    (first, last): (i64, i64),
+) -> Result<()> {
+    if tx.kind() == Kind::Sqlite {
+        tx.sql(
+            "INSERT INTO search_terms (rowid, terms) SELECT entry_id, terms FROM search_entries \
+             WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4",
+        )
+        .bind(session)
+        .bind(tenant)
+        .bind(first)
+        .bind(last)
+        .run()
+        .await?;
+    }
+    Ok(())
+}
+
+/// Removes the entries of a range of turns.
+pub(super) async fn unindex(
+    tx: &mut Tx,
+    (tenant, session): (TenantId, SessionId),
+    (first, last): (i64, i64),
+) -> Result<u64> {
+    if tx.kind() == Kind::Sqlite {
+        // The index does not hold its terms by entry: it has to be told what to remove.
+        tx.sql(
+            "INSERT INTO search_terms (search_terms, rowid, terms) SELECT 'delete', entry_id, terms \
+             FROM search_entries WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4",
+        )
+        .bind(session)
+        .bind(tenant)
+        .bind(first)
+        .bind(last)
+        .run()
+        .await?;
+    }
+    let delete =
+        "DELETE FROM search_entries WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4";
+    Ok(tx.sql(delete).bind(session).bind(tenant).bind(first).bind(last).run().await?)
+}
+
+impl Store {
+    /// The turns that are found, best first, at most [`RANKED`]; none if nothing can be looked for.
+    pub async fn search(&self, tenant: TenantId, search: &Search) -> Result<Vec<Hit>> {
+        if search.question.terms().is_empty() {
+            return Ok(Vec::new());
+        }
+        let (texts, found) = self.count_entries(tenant, search).await?;
+        let Some(matching) = self.matching(tenant, search, &found) else { return Ok(Vec::new()) };
+        let places = self.places(tenant, search, matching).await?;
+        let rarity = search::rarity(texts, &found);
+        let mut candidates = Vec::with_capacity(2 * places.len());
+        for places in places.chunks(READ_TURNS) {
+            for excerpt in self.excerpts(tenant, places).await? {
+                if search.user.as_ref().is_none_or(|user| *user == excerpt.user_id) {
+                    candidates.extend(candidates_of(&search.question, &excerpt));
+                }
+            }
+        }
+        candidates.sort_by_key(|candidate| candidate.place);
+        Ok(best_first(&candidates, &search::score(&candidates, &rarity)))
+    }
+
+    /// What stands in these turns, in no order; of long texts only the first 20,000 characters, which are all that
+    /// counts for ranking, phrases and snippets.
+    pub async fn excerpts(&self, tenant: TenantId, places: &[(SessionId, i64)]) -> Result<Vec<Excerpt>> {
+        let places: Vec<_> = places.iter().map(|(session, turn)| (session.number(), *turn)).collect();
+        let places = serde_json::to_string(&places).map_err(|error| sqlx::Error::Encode(error.into()))?;
+        let text = self.db.read(
+            "SELECT t.session_id, t.turn, s.user_id, t.created_at, substr(t.message, 1, 20000) AS message, \
+                 COALESCE(substr(t.response, 1, 20000), '') AS response, t.message_tokens, t.response_tokens ",
+        );
+        let text = text.push_each(
+            "FROM json_each($2) p CROSS JOIN turns t ON t.session_id = p.value ->> 0 AND t.turn = p.value ->> 1 ",
+            "FROM jsonb_array_elements($2::jsonb) p JOIN turns t \
+             ON t.session_id = (p.value ->> 0)::bigint AND t.turn = (p.value ->> 1)::bigint ",
+        );
+        let text = text.push(
+            "JOIN sessions s ON s.session_id = t.session_id AND s.tenant_id = t.tenant_id \
+             WHERE t.tenant_id = $1 AND t.status = 'completed'",
+        );
+        Ok(text.bind(tenant).bind(places).all().await?)
+    }
+
+    /// How many turns there are in the scope, and how many hold each term; counted up to a limit.
+    async fn count_entries(&self, tenant: TenantId, search: &Search) -> Result<(i64, Vec<i64>)> {
+        let scope = search.scope.term(tenant);
+        let all = self.any_of(&scope, &[]);
+        let each = search.question.terms().iter().map(|term| self.any_of(&scope, &[term]));
+        let questions: serde_json::Value = [all].into_iter().chain(each).collect();
+        let (counts,): (String,) = self
+            .db
+            .read_each(
+                "SELECT json_group_array((SELECT COUNT(*) FROM (SELECT 1 FROM search_terms \
+                     WHERE search_terms MATCH q.value LIMIT $2))) FROM json_each($1) q",
+                "SELECT json_agg(entries ORDER BY place)::text FROM (SELECT q.place, (SELECT COUNT(*) FROM \
+                     (SELECT 1 FROM search_entries WHERE terms @@ q.value::tsquery LIMIT $2) found) AS entries \
+                 FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY q (value, place)) counts",
+            )
+            .bind(questions.to_string())
+            .bind(COUNTED.min(search.common + 1))
+            .one()
+            .await?;
+        let mut counts: Vec<i64> =
+            serde_json::from_str(&counts).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        let texts = counts.remove(0);
+        Ok((texts, counts))
+    }
+
+    /// Which entries to rank: those with any of the rarest terms, as many as are ranked; if even the rarest is in
+    /// more turns than that, those with all of them. Where there are phrases, all their terms must be there.
+    fn matching(&self, tenant: TenantId, search: &Search, found: &[i64]) -> Option<String> {
+        let scope = search.scope.term(tenant);
+        let required = search.question.required_terms();
+        let mut terms: Vec<_> = search
+            .question
+            .terms()
+            .iter()
+            .zip(found)
+            .filter(|(_, n)| (1..=search.common).contains(*n))
+            .collect();
+        terms.sort_by_key(|(_, n)| **n);
+        let mut ranked = 0;
+        let rare = terms.iter().take_while(|(_, n)| {
+            ranked += **n;
+            ranked <= RANKED
+        });
+        let rare: Vec<&String> = rare.map(|(term, _)| *term).collect();
+        let all = |terms: &[&String]| terms.iter().map(|term| self.quoted(term)).collect::<Vec<_>>();
+        if terms.is_empty() {
+            return None;
+        }
+        if required.is_empty() && !rare.is_empty() {
+            return Some(self.any_of(&scope, &rare));
+        }
+        let common: Vec<&String> = terms.iter().map(|(term, _)| *term).collect();
+        let wanted = if required.is_empty() { common } else { required };
+        Some([self.quoted(&scope)].into_iter().chain(all(&wanted)).collect::<Vec<_>>().join(self.and()))
+    }
+
+    /// The newest turns that match, in the database's language for that.
+    async fn places(
+        &self,
+        tenant: TenantId,
+        search: &Search,
+        matching: String,
+    ) -> Result<Vec<(SessionId, i64)>> {
+        let found = self.db.read_each(
+            "SELECT e.session_id, e.turn FROM search_terms JOIN search_entries e ON e.entry_id = search_terms.rowid \
+             WHERE search_terms MATCH $1 AND e.tenant_id = $2",
+            "SELECT e.session_id, e.turn FROM search_entries e WHERE e.terms @@ $1::tsquery AND e.tenant_id = $2",
+        );
+        let found = found.bind(matching).bind(tenant);
+        let found = found.push_some(" AND e.created_at >= ", search.from);
+        let found = found.push_some(" AND e.created_at < ", search.to);
+        let found: Statement<'_> = found.push_some(" AND e.turn < ", search.before_turn);
+        let found = found.push(" ORDER BY e.created_at DESC, e.session_id, e.turn DESC LIMIT ");
+        Ok(found.push_bind(RANKED).all().await?)
+    }
+
+    /// Entries of a scope that hold any of these terms, or simply those of the scope.
+    fn any_of(&self, scope: &str, terms: &[&String]) -> String {
+        let any: Vec<_> = terms.iter().map(|term| self.quoted(term)).collect();
+        match any.is_empty() {
+            true => self.quoted(scope),
+            false => format!("{}{}({})", self.quoted(scope), self.and(), any.join(self.or())),
+        }
+    }
+
+    /// A term as both languages quote it. It holds letters and digits, so nothing in it needs more.
+    fn quoted(&self, term: &str) -> String {
+        match self.kind {
+            Kind::Sqlite => format!("\"{term}\""),
+            Kind::Postgres => format!("'{term}'"),
+        }
+    }
+
+    fn and(&self) -> &'static str {
+        match self.kind {
+            Kind::Sqlite => " AND ",
+            Kind::Postgres => " & ",
+        }
+    }
+
+    fn or(&self) -> &'static str {
+        match self.kind {
+            Kind::Sqlite => " OR ",
+            Kind::Postgres => " | ",
+        }
+    }
+}
+
+/// What of a turn may answer a question: its message, and its response. A phrase has to stand in one of them.
+fn candidates_of(question: &Question, excerpt: &Excerpt) -> Vec<Candidate> {
+    let texts = [(&excerpt.message, excerpt.message_tokens), (&excerpt.response, excerpt.response_tokens)];
+    let counted = texts.map(|(text, tokens)| (question.count(text), tokens, text.is_empty()));
+    let phrases = counted[0].0.phrases.iter().zip(&counted[1].0.phrases);
+    if !phrases.into_iter().all(|(message, response)| *message || *response) {
+        return Vec::new();
+    }
+    let place = |in_response| (excerpt.session_id.number(), excerpt.turn, in_response);
+    let candidates = counted.into_iter().zip([false, true]).filter(|((.., is_empty), _)| !is_empty);
+    candidates
+        .map(|((counts, tokens, _), in_response)| Candidate {
+            place: place(in_response),
+            counts: counts.terms,
+            tokens,
+        })
+        .collect()
+}
+
+/// Turns by the better of their two scores; of equal ones the newer first.
+fn best_first(candidates: &[Candidate], scores: &[f64]) -> Vec<Hit> {
+    let mut hits: Vec<Hit> = Vec::with_capacity(candidates.len());
+    for (Candidate { place: (session, turn, in_response), counts, .. }, score) in
+        candidates.iter().zip(scores)
+    {
+        let session = SessionId::from_number(*session);
+        // What does not hold a word itself is no hit, however well its neighbours answer.
+        let score = if counts.iter().all(|count| *count == 0) { 0.0 } else { *score };
+        match hits.last_mut().filter(|hit| hit.session == session && hit.turn == *turn) {
+            Some(hit) if hit.score >= score => {}
+            Some(hit) => (hit.in_response, hit.score) = (*in_response, score),
+            None => hits.push(Hit { session, turn: *turn, in_response: *in_response, score }),
+        }
+    }
+    hits.sort_by(|a, b| {
+        b.score.total_cmp(&a.score).then_with(|| (b.turn, a.session).cmp(&(a.turn, b.session)))
+    });
+    hits
+}
