@@ -7,7 +7,7 @@ use std::{io, net::IpAddr, time::Duration};
 
 use eventsource_stream::{Event, EventStreamError, Eventsource};
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, header, redirect};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url, header, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -22,6 +22,20 @@ const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How much of an upstream's own words is passed on, in characters.
 const MAX_QUOTE: usize = 300;
 
+/// A client for the server at `base`, without its limits of time.
+pub fn client(base: &Url) -> ClientBuilder {
+    // The process may have chosen one already; then that is it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        // A redirect would take the key elsewhere.
+        .redirect(redirect::Policy::none())
+        .user_agent(concat!("atlus/", env!("CARGO_PKG_VERSION")));
+    // A proxy from the environment is for the world outside.
+    let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    if local { client.no_proxy() } else { client }
+}
+
 /// A server, and the key to it.
 pub(super) struct Server {
     client: Client,
@@ -33,21 +47,8 @@ impl Server {
     /// `base` is the API's root with its `/v1`, `path` what follows. Fails, with what to mend, if no HTTPS client
     /// can be made.
     pub fn new(base: &Url, path: &[&str], key: Option<SecretString>) -> Result<Self, String> {
-        // The process may have chosen one already; then that is it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut client = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            // A redirect would take the key elsewhere.
-            .redirect(redirect::Policy::none())
-            .user_agent(concat!("atlus/", env!("CARGO_PKG_VERSION")));
-        // A proxy from the environment is for the world outside.
-        let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-        if local {
-            client = client.no_proxy();
-        }
-        let client =
-            client.build().map_err(|error| format!("no HTTP client for the model server: {error}"))?;
+        let client = client(base).connect_timeout(CONNECT_TIMEOUT).build();
+        let client = client.map_err(|error| format!("no HTTP client for the model server: {error}"))?;
         let mut endpoint = base.clone();
         endpoint
             .path_segments_mut()

@@ -4,7 +4,7 @@ pub mod anthropic;
 pub mod builtin;
 pub mod calls;
 mod circuit;
-mod http;
+pub mod http;
 pub mod openai;
 
 use std::time::Duration;
