@@ -171,6 +171,9 @@ struct Alone {
     settings: Settings,
 }
 
+/// Variables of `atlus chat`, which no server needs.
+const OF_CHAT: [&str; 2] = ["ATLUS_SERVER", "ATLUS_API_KEY"];
+
 impl Settings {
     /// The settings from environment variables and defaults only.
     pub fn from_environment() -> Self {
@@ -184,7 +187,16 @@ impl Settings {
         let given = std::env::vars_os().map(|(name, _)| name);
         let unknown = given.filter(|name| name.to_string_lossy().starts_with("ATLUS_"));
         let unknown = unknown.filter(|name| !known.contains(&name.as_os_str()));
+        let unknown = unknown.filter(|name| !OF_CHAT.iter().any(|known| name == known));
         unknown.map(|name| name.to_string_lossy().into_owned()).collect()
+    }
+
+    /// The same for a server that serves only the process it is in: on a port of its own, and quiet.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        "127.0.0.1:0".clone_into(&mut self.listen);
+        self.log = given(self.log.as_ref()).or(Some("error")).map(str::to_owned);
+        self
     }
 
     /// Reads every value; fails with all that is wrong.

@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod chat;
 mod doctor;
 mod migrate;
 mod openapi;
@@ -21,6 +22,8 @@ pub struct Cli {
 enum Command {
     /// Migrate the database, then serve; also what plain `atlus` does
     Serve(Serve),
+    /// Hold a conversation in the terminal, with a running server or with a database
+    Chat(chat::Chat),
     /// Apply pending migrations and stop
     Migrate(migrate::Migrate),
     /// Print the OpenAPI document
@@ -41,6 +44,7 @@ impl Cli {
         match self.command {
             None => serve::run(&Settings::from_environment()),
             Some(Command::Serve(serve)) => serve::run(&serve.settings),
+            Some(Command::Chat(chat)) => chat.run(),
             Some(Command::Migrate(migrate)) => migrate.run(),
             Some(Command::Openapi(openapi)) => openapi.run(),
             Some(Command::Doctor(doctor)) => doctor.run(),

@@ -16,4 +16,5 @@ mod schema;
 mod sessions;
 mod store;
 mod streams;
+mod terminal;
 mod turns;

@@ -299,6 +299,9 @@ async fn an_unknown_setting_is_warned_about() {
     let mut server = Process::spawn(&database, &[("ATLUS_LISTN", "x")]);
     server.line("ATLUS_LISTN is no setting").await;
     server.listening().await;
+    let variables = [("ATLUS_LISTN", "x"), ("ATLUS_SERVER", "x"), ("ATLUS_API_KEY", "x")];
+    let (_, told, _) = run(&["doctor"], &[&database.variables()[..], &variables].concat()).await;
+    assert_eq!(told.matches("is no setting").count(), 1, "{told}");
 }
 
 #[tokio::test]
