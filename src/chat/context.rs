@@ -5,7 +5,7 @@
 
 use crate::{
     domain::{
-        memory::{BehaviorProfile, Fact},
+        memory::BehaviorProfile,
         prompt::{Message, Role},
         tokens::{self, MESSAGE_OVERHEAD},
     },
@@ -101,12 +101,8 @@ fn style(profile: &BehaviorProfile) -> String {
 }
 
 fn facts(material: &Material) -> String {
-    let line = |fact: &Fact| match &fact.value {
-        serde_json::Value::String(text) => format!("\n- {}: {text}", fact.key),
-        value => format!("\n- {}: {value}", fact.key),
-    };
-    let lines: String = material.facts.iter().map(line).collect();
-    if lines.is_empty() { lines } else { format!("What is known about the user:{lines}") }
+    let lines: Vec<_> = material.facts.iter().map(|fact| format!("\n- {}", fact.line())).collect();
+    if lines.is_empty() { String::new() } else { format!("What is known about the user:{}", lines.concat()) }
 }
 
 fn working_memory(material: &Material) -> String {
@@ -125,6 +121,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::domain::memory::Fact;
 
     fn material(turns: usize) -> Material {
         let turn = |i| {
