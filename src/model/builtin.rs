@@ -3,13 +3,16 @@
 //!
 //! It greets, remembers what users plainly say about themselves, repeats and recaps, and otherwise says what it
 //! is and how to connect a real model. It answers from the assembled context and nothing else: the same messages
-//! always give the same answer. It reads English only and does not guess: a clause teaches it something only if
-//! it begins as one of [`STATEMENTS`] does, so what is quoted, asked, reported, denied or supposed does not.
+//! always give the same answer. It reads English only.
 
 use futures_util::future::BoxFuture;
 
 use super::{Ask, Error, Listener, Model, Reply};
-use crate::domain::prompt::{Message, Role};
+use crate::domain::{
+    prompt::{Message, Role},
+    sentences::{Sentence, plain, sentences, without_leads},
+    statements::{DISLIKES, LIKES, Statement, key, read_line, statements},
+};
 
 /// Answers without a model.
 pub struct Builtin;
@@ -51,65 +54,12 @@ const ABLE: &str = "I can greet you, remember what you tell me about yourself (\
 
 /// Messages that a recap lists, and characters it shows of each.
 const RECAP: (usize, usize) = (20, 120);
-/// Words that a name, a value, or what has a value may be long.
-const MAX_WORDS: (usize, usize, usize) = (4, 12, 4);
+/// Words that what is asked for may be long, and facts that are known at most.
+const MAX_WORDS: usize = 4;
+const MAX_FACTS: usize = 200;
 
-/// Facts that one message may teach, and that are known at most: enough for people.
-const MAX_FACTS: (usize, usize) = (16, 200);
-
-/// What a clause that begins so says about the user.
-const STATEMENTS: [(&str, Says); 18] = [
-    ("my name is ", Says::Name),
-    ("my name's ", Says::Name),
-    ("i am called ", Says::Name),
-    ("call me ", Says::Name),
-    ("you can call me ", Says::Name),
-    ("everyone calls me ", Says::Name),
-    ("i am ", Says::PerhapsName),
-    ("i live in ", Says::Verb("live in")),
-    ("i work as ", Says::Verb("work as")),
-    ("i work at ", Says::Verb("work at")),
-    ("i work for ", Says::Verb("work for")),
-    ("i come from ", Says::Verb("come from")),
-    ("i do not like ", Says::Verb("don't like")),
-    ("i hate ", Says::Verb("don't like")),
-    ("i like ", Says::Verb("like")),
-    ("i really like ", Says::Verb("like")),
-    ("i love ", Says::Verb("like")),
-    ("my ", Says::Thing),
-];
-
-#[derive(Clone, Copy)]
-enum Says {
-    Name,
-    /// "I am John", but not "I am tired".
-    PerhapsName,
-    /// "I live in Berlin".
-    Verb(&'static str),
-    /// "My favourite colour is blue".
-    Thing,
-}
-
-/// Words that may stand before a statement or a question without changing it.
-const LEADS: [&str; 26] = [
-    "hi", "hello", "hey", "greetings", "atlus", "there", "well", "so", "ok", "okay", "oh", "actually",
-    "sorry", "please", "and", "but", "no", "yes", "yeah", "by", "btw", "now", "also", "remember", "thanks",
-    "again",
-];
 const GREETINGS: [&str; 8] =
     ["hi", "hello", "hey", "greetings", "good morning", "good afternoon", "good evening", "good day"];
-/// Somebody else's words or a supposition: the whole sentence teaches nothing.
-const REPORTED: [&str; 13] = [
-    " said", " says", " say ", " told", " asked", " thinks", " if ", " suppose", " imagine", " pretend",
-    " lyric", " translate", " repeat ",
-];
-/// What no name begins with.
-const NO_NAMES: [&str; 46] = [
-    "a", "about", "afraid", "american", "an", "back", "british", "busy", "chinese", "done", "english",
-    "fine", "french", "from", "german", "glad", "good", "great", "happy", "hard", "here", "hungry", "in",
-    "italian", "japanese", "later", "lost", "maybe", "never", "no", "not", "ok", "okay", "old", "ready",
-    "russian", "sad", "sick", "so", "sorry", "sure", "the", "tired", "very", "well", "what",
-];
 
 /// Answers the last of `messages`, from all of them.
 fn respond(messages: &[Message]) -> String {
@@ -158,7 +108,7 @@ fn respond(messages: &[Message]) -> String {
     let mut reply = Vec::new();
     if let Some(greeting) = greeting(text) {
         reply.push(match known.get("name").filter(|_| notes.is_empty()) {
-            Some(name) => format!("{greeting}, {name}!"),
+            Some(name) => format!("{greeting}, {}!", name.value),
             None => format!("{greeting}!"),
         });
         if notes.is_empty() && answers.is_empty() {
@@ -216,63 +166,39 @@ fn topic(words: &str) -> Option<Topic> {
 
 /// What is known about the user, in the order it was told.
 #[derive(Default)]
-struct Known(Vec<(String, String)>);
+struct Known(Vec<Statement>);
 
 impl Known {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| same(known, key)).map(|(_, value)| value.as_str())
+    fn get(&self, key: &str) -> Option<&Statement> {
+        self.0.iter().find(|known| known.key == key)
     }
 
-    /// The newest statement counts; likings add up.
-    fn set(&mut self, key: &str, value: &str) {
-        let several = ["like", "don't like"].contains(&key);
-        if several {
-            self.0.retain(|(k, v)| {
-                !(["like", "don't like"].contains(&k.as_str()) && v.eq_ignore_ascii_case(value))
-            });
-        } else {
-            self.0.retain(|(known, _)| !same(known, key));
-        }
-        self.0.push((key.to_owned(), value.to_owned()));
+    /// The newest statement of a key counts.
+    fn set(&mut self, statement: Statement) {
+        self.0.retain(|known| known.key != statement.key);
+        self.0.push(statement);
+        let most = self.0.len().saturating_sub(MAX_FACTS);
+        self.0.drain(..most);
     }
 
     /// Reads the section on the user that the context may hold.
     fn read_system(&mut self, text: &str) {
         let section = text.lines().skip_while(|line| *line != "What is known about the user:").skip(1);
-        for (key, value) in section.map_while(|line| line.strip_prefix("- ")?.split_once(": ")) {
-            let key = key.replace('_', " ");
-            self.set(VERBS.iter().find(|(fact, _)| *fact == key).map_or(&key, |(_, verb)| verb), value);
-        }
+        let lines = section.map_while(|line| line.strip_prefix("- "));
+        lines.filter_map(read_line).for_each(|statement| self.set(statement));
     }
 
     /// Learns from a user's message; what to say about each thing learnt.
     fn learn(&mut self, text: &str) -> Vec<String> {
-        let mut notes = Vec::new();
-        for sentence in sentences(text) {
-            let words = format!(" {} ", sentence.words);
-            if REPORTED.iter().any(|word| words.contains(word)) {
-                continue;
-            }
-            let mut clauses: Vec<_> = clauses(sentence.text).collect();
-            if sentence.is_question {
-                // "My name is John, what's yours?" still states something before it asks.
-                clauses.truncate(clauses.len().saturating_sub(2));
-            }
-            for clause in clauses {
-                if notes.len() == MAX_FACTS.0 || self.0.len() == MAX_FACTS.1 {
-                    return notes;
-                }
-                let Some((key, value)) = statement(clause) else {
-                    continue;
-                };
-                self.set(&key, &value);
-                notes.push(match key.as_str() {
-                    "name" => format!("Nice to meet you, {value}."),
-                    _ => format!("Noted: {}.", lower_first(&told(&key, &value))),
-                });
-            }
-        }
-        notes
+        let note = |statement: Statement| {
+            let note = match statement.key.as_str() {
+                "name" => format!("Nice to meet you, {}.", statement.value),
+                _ => format!("Noted: {}.", told(&statement).replacen('Y', "y", 1)),
+            };
+            self.set(statement);
+            note
+        };
+        statements(text).into_iter().map(note).collect()
     }
 
     /// Answers a question about the user.
@@ -283,221 +209,79 @@ impl Known {
             return None;
         }
         if ["what do you know about me", "what you know about me"].iter().any(|asked| words.contains(asked)) {
-            let all: Vec<_> =
-                self.0.iter().map(|(key, value)| format!("\n- {}.", told(key, value))).collect();
-            return Some(match all.is_empty() {
-                true => "You have not told me anything about yourself yet.".to_owned(),
-                false => format!("This is what I know about you:{}", all.concat()),
+            return Some(self.tell_all());
+        }
+        let question = QUESTIONS.iter().find(|(asked, ..)| words.ends_with(asked));
+        if let Some((_, begins, missing)) = question {
+            let facts = self.0.iter().map(|fact| told(fact) + ".").filter(|fact| fact.starts_with(begins));
+            let facts: Vec<_> = facts.collect();
+            return Some(match facts.is_empty() {
+                true => format!("You have not told me {missing} yet."),
+                false => facts.join(" "),
             });
         }
-        let verb = VERB_QUESTIONS.iter().find(|(asked, ..)| words.ends_with(asked));
-        if let Some((_, keys, missing)) = verb {
-            let facts = self.0.iter().filter(|(key, _)| keys.contains(&key.as_str()));
-            let facts: Vec<_> = facts.map(|(key, value)| told(key, value) + ".").collect();
-            return Some(if facts.is_empty() {
-                format!("You have not told me {missing} yet.")
-            } else {
-                facts.join(" ")
-            });
-        }
-        let asked = ["who am i", "what am i called"].contains(&words).then_some("name");
-        let forms = [
-            "what is my ", "what was my ", "when is my ", "who is my ", "tell me my ", "know my ",
-            "remember my ", "say my ",
-        ];
-        let after = |form: &&str| words.find(*form).filter(|at| *at < 40).map(|at| &words[at + form.len()..]);
-        let key = asked.or_else(|| forms.iter().find_map(after))?;
-        let key = key.trim_end_matches(" is").trim();
-        (1..=MAX_WORDS.2).contains(&key.split(' ').count()).then(|| match self.get(key) {
-            Some(value) => told(key, value) + ".",
-            None => format!("You have not told me your {key} yet."),
+        let thing = thing_asked_for(words)?;
+        Some(match self.get(&key(thing)) {
+            Some(fact) => told(fact) + ".",
+            None => format!("You have not told me your {thing} yet."),
         })
     }
+
+    fn tell_all(&self) -> String {
+        let all: Vec<_> = self.0.iter().map(|fact| format!("\n- {}.", told(fact))).collect();
+        match all.is_empty() {
+            true => "You have not told me anything about yourself yet.".to_owned(),
+            false => format!("This is what I know about you:{}", all.concat()),
+        }
+    }
 }
 
-/// How facts that the context names are said of the user.
-const VERBS: [(&str, &str); 7] = [
-    ("likes", "like"),
-    ("dislikes", "don't like"),
-    ("lives in", "live in"),
-    ("location", "live in"),
-    ("works as", "work as"),
-    ("works at", "work at"),
-    ("comes from", "come from"),
+/// Questions, how the facts are told that answer them, and what is missing where there are none.
+const QUESTIONS: [(&str, &str, &str); 8] = [
+    ("where do i live", "You live in ", "where you live"),
+    ("where do i work", "You work at ", "where you work"),
+    ("what do i do", "You work ", "what you do"),
+    ("where do i come from", "You come from ", "where you come from"),
+    ("where am i from", "You come from ", "where you come from"),
+    ("what do i not like", "You don't like ", "what you do not like"),
+    ("what do i like", "You like ", "what you like"),
+    ("what am i allergic to", "You are allergic ", "what you are allergic to"),
 ];
-/// Questions, the facts that answer them, and what is missing where there are none.
-const VERB_QUESTIONS: [(&str, &[&str], &str); 6] = [
-    ("where do i live", &["live in"], "where you live"),
-    ("where do i work", &["work at", "work for"], "where you work"),
-    ("what do i do", &["work as", "work at", "work for"], "what you do"),
-    ("where do i come from", &["come from"], "where you come from"),
-    ("what do i not like", &["don't like"], "what you do not like"),
-    ("what do i like", &["like"], "what you like"),
-];
+
+/// The thing of "what is my …".
+fn thing_asked_for(words: &str) -> Option<&str> {
+    match words {
+        "who am i" | "what am i called" => return Some("name"),
+        "how old am i" => return Some("age"),
+        _ => {}
+    }
+    let forms = [
+        "what is my ", "what was my ", "when is my ", "who is my ", "tell me my ", "know my ",
+        "remember my ", "say my ",
+    ];
+    let after = |form: &&str| words.find(*form).filter(|at| *at < 40).map(|at| &words[at + form.len()..]);
+    let thing = forms.iter().find_map(after)?.trim_end_matches(" is").trim();
+    (1..=MAX_WORDS).contains(&thing.split(' ').count()).then_some(thing)
+}
 
 /// A fact as a sentence without its full stop.
-fn told(key: &str, value: &str) -> String {
-    let verb = VERBS.iter().any(|(_, verb)| *verb == key) || key == "work for";
-    if verb { format!("You {key} {value}") } else { format!("Your {key} is {value}") }
-}
-
-fn lower_first(text: &str) -> String {
-    text.replacen("You", "you", 1)
-}
-
-/// Whether two keys are one, in either spelling of English.
-fn same(a: &str, b: &str) -> bool {
-    let plain = |key: &str| key.to_lowercase().replace("favourite", "favorite").replace("colour", "color");
-    a == b || plain(a) == plain(b)
-}
-
-/// A sentence: as it was said, and in plain words.
-struct Sentence<'a> {
-    text: &'a str,
-    /// Lower case, without punctuation, contractions written out.
-    words: String,
-    is_question: bool,
-}
-
-/// The sentences of a text, without code, quotations and quoted lines.
-fn sentences(text: &str) -> Vec<Sentence<'_>> {
-    let mut sentences = Vec::new();
-    let mut in_code = false;
-    for line in text.lines() {
-        if line.trim_start().starts_with("```") {
-            in_code = !in_code;
-        } else if !in_code && !line.starts_with(['>', '"', '“', '«', '`']) {
-            split_line(line, &mut sentences);
-        }
+fn told(Statement { key, value }: &Statement) -> String {
+    let liking = |verb| value.strip_prefix(verb).filter(|_| key.starts_with("preference:"));
+    if let Some(thing) = liking(LIKES) {
+        return format!("You like{thing}");
     }
-    sentences
-}
-
-fn split_line<'a>(line: &'a str, sentences: &mut Vec<Sentence<'a>>) {
-    let mut start = 0;
-    let ends = line.char_indices().filter(|(at, c)| {
-        // A point within a word or after an initial ends nothing.
-        match c {
-            '!' | '?' | '。' => true,
-            '.' if line[at + 1..].starts_with(|next: char| !next.is_whitespace()) => false,
-            '.' => line[..*at].rsplit(' ').next().is_none_or(|before| before.chars().nth(1).is_some()),
-            _ => false,
-        }
-    });
-    let ends: Vec<_> =
-        ends.map(|(at, c)| (at + c.len_utf8(), c == '?')).chain([(line.len(), false)]).collect();
-    for (end, is_question) in ends {
-        let text = line[start..end].trim();
-        start = end;
-        let words = plain(text);
-        if !words.is_empty() {
-            sentences.push(Sentence { text, words, is_question });
-        }
+    if let Some(thing) = liking(DISLIKES) {
+        return format!("You don't like{thing}");
     }
-}
-
-/// A text in lower case, without punctuation, its contractions written out.
-fn plain(text: &str) -> String {
-    let text = text.to_lowercase().replace(['’', '‘'], "'");
-    let mut plain = String::with_capacity(text.len());
-    for word in
-        text.split(|c: char| c.is_whitespace() || ",.!?;:()\"“”".contains(c)).filter(|word| !word.is_empty())
-    {
-        let written_out =
-            CONTRACTIONS.iter().find(|(short, _)| *short == word).map_or(word, |(_, long)| long);
-        plain.push_str(if plain.is_empty() { "" } else { " " });
-        plain.push_str(written_out);
+    match key.as_str() {
+        "location" => format!("You live in {value}"),
+        "occupation" => format!("You work as {value}"),
+        "employer" => format!("You work at {value}"),
+        "origin" => format!("You come from {value}"),
+        "age" => format!("You are {value} years old"),
+        key if key.contains(':') => format!("You are {value}"),
+        key => format!("Your {} is {value}", key.replace('_', " ")),
     }
-    plain
-}
-
-const CONTRACTIONS: [(&str, &str); 10] = [
-    ("what's", "what is"),
-    ("whats", "what is"),
-    ("who's", "who is"),
-    ("when's", "when is"),
-    ("i'm", "i am"),
-    ("don't", "do not"),
-    ("where's", "where is"),
-    ("it's", "it is"),
-    ("im", "i am"),
-    ("dont", "do not"),
-];
-
-fn without_leads(words: &str) -> &str {
-    let mut rest = words;
-    while let Some((first, after)) = rest.split_once(' ').or((!rest.is_empty()).then_some((rest, ""))) {
-        if !LEADS.contains(&first) {
-            return rest;
-        }
-        rest = after;
-    }
-    rest
-}
-
-/// The parts of a sentence that may each say something: "my name is John, and I live in Berlin".
-///
-/// Always an even number: each part between commas is cut in two, the second often empty.
-fn clauses(sentence: &str) -> impl Iterator<Item = &str> {
-    sentence.split([',', ';', ':', '–', '—']).flat_map(|part| {
-        let begins = [" and my ", " and i ", " and I ", " and My ", " but my ", " but I ", " but i "];
-        let at = begins.iter().filter_map(|begin| part.find(begin)).min();
-        let (first, second) = at.map_or((part, ""), |at| part.split_at(at));
-        [first, second]
-    })
-}
-
-/// What a clause says about the user, if it is a plain statement.
-fn statement(clause: &str) -> Option<(String, String)> {
-    let words = plain(clause);
-    let plain_words = without_leads(&words);
-    let (begin, says) = STATEMENTS.iter().find(|(begin, _)| plain_words.starts_with(begin))?;
-    // The same words as they were written: counted from the end, where nothing was stripped or written out.
-    let rest = plain_words[begin.len()..].split(' ').count();
-    let written: Vec<&str> = clause.split_whitespace().collect();
-    let as_written = |count: usize| {
-        let last = written.get(written.len().checked_sub(count)?..)?.join(" ");
-        let value = last.trim_matches(|c: char| c.is_whitespace() || ".!?,;:()*_。".contains(c)).to_owned();
-        let short = value.split(' ').count() <= MAX_WORDS.1;
-        (short && !value.is_empty() && !value.contains(['"', '“', '”', '`'])).then_some(value)
-    };
-    match says {
-        Says::Name => Some(("name".to_owned(), name(&as_written(rest)?)?)),
-        Says::PerhapsName => {
-            let name = name(&as_written(rest)?)?;
-            let ending = ["ing", "ed", "ish", "ese"].iter().any(|ending| name.ends_with(ending));
-            let single = rest == 1 && name.chars().next().is_some_and(char::is_uppercase) && !ending;
-            (single && name.chars().any(char::is_lowercase)).then(|| ("name".to_owned(), name))
-        }
-        Says::Verb(key) => {
-            let vague = ["it", "that", "this", "how", "to", "you", "when"];
-            let value = as_written(rest)?;
-            let first = plain(value.split(' ').next()?);
-            (!vague.contains(&first.as_str())).then(|| ((*key).to_owned(), value))
-        }
-        Says::Thing => {
-            let (thing, value) = plain_words[begin.len()..].split_once(" is ")?;
-            let denied = NO_NAMES.contains(&value.split(' ').next()?) && !thing.starts_with("favo");
-            let long =
-                thing.split(' ').count() > MAX_WORDS.2 || ["question", "problem", "point"].contains(&thing);
-            let thing = thing.strip_suffix(" name").map_or(thing.to_owned(), |owner| format!("{owner} name"));
-            (!denied && !long).then_some(())?;
-            Some((thing, as_written(value.split(' ').count())?))
-        }
-    }
-}
-
-/// A name at the beginning of a text: a few words of letters, up to one that cannot belong to it.
-fn name(text: &str) -> Option<String> {
-    let letters = |word: &&str| word.chars().all(|c| c.is_alphabetic() || "'’-.".contains(c));
-    let goes_on = |word: &&str| {
-        !["and", "from", "by", "but", "or", "is", "if", "when", "please", "what's"].contains(word)
-    };
-    let words: Vec<_> =
-        text.split(' ').take_while(letters).take_while(goes_on).take(MAX_WORDS.0 + 1).collect();
-    let first = words.first()?.to_lowercase();
-    let fits = words.len() <= MAX_WORDS.0 && !NO_NAMES.contains(&first.as_str());
-    fits.then(|| words.join(" ").trim_end_matches('.').to_owned()).filter(|name| !name.is_empty())
 }
 
 /// The greeting that a text begins with, as it is given back.
@@ -569,7 +353,7 @@ mod tests {
     fn name_in(text: &str) -> String {
         let mut known = Known::default();
         known.learn(text);
-        known.get("name").unwrap_or_default().to_owned()
+        known.get("name").map(|name| name.value.clone()).unwrap_or_default()
     }
 
     #[test]
@@ -679,6 +463,8 @@ mod tests {
             ("my dog's name is Rex", "What is my dog's name?", "Your dog's name is Rex."),
             ("My birthday is May 5", "when is my birthday?", "Your birthday is May 5."),
             ("I work as a nurse", "What do I do?", "You work as a nurse."),
+            ("I'm allergic to nuts", "What am I allergic to?", "You are allergic to nuts."),
+            ("I am 41", "How old am I?", "You are 41 years old."),
             ("I like tea. I love jazz. I hate rain.", "what do I like?", "You like tea. You like jazz."),
             ("I don't like spiders", "what do I not like?", "You don't like spiders."),
             ("hello", "where do I live?", "You have not told me where you live yet."),
@@ -699,14 +485,26 @@ mod tests {
 
     #[test]
     fn facts_of_the_context_are_used_and_newer_statements_win() {
-        let system = "Be brief.\n\nWhat is known about the user:\n- name: John\n- likes: green tea\n- shoe_size: 44\n\n\
+        let system = "Be brief.\n\nWhat is known about the user:\n- name: John\n- location: Berlin\n- likes green tea\n\
+             - does not like java\n- shoe size: 44\n\n\
              State of the present task:\n- name: Nobody";
         let ask = |says: &str| respond(&[Message::new(Role::System, system), Message::new(Role::User, says)]);
         assert_eq!(ask("What's my name?"), "Your name is John.");
+        assert_eq!(ask("Where do I live?"), "You live in Berlin.");
         assert_eq!(ask("What do I like?"), "You like green tea.");
+        assert_eq!(ask("What do I not like?"), "You don't like java.");
         assert_eq!(ask("What is my shoe size?"), "Your shoe size is 44.");
         assert_eq!(ask("Hi!"), "Hello, John!");
+        assert_eq!(
+            ask("What do you know about me?"),
+            "This is what I know about you:\n- Your name is John.\n- You live in Berlin.\n- You like green tea.\n\
+             - You don't like java.\n- Your shoe size is 44."
+        );
         assert!(ask("My name is Jane. What's my name?").contains("Your name is Jane"));
+        assert!(
+            ask("I like Java. What do I not like?")
+                .contains("You have not told me what you do not like yet.")
+        );
     }
 
     #[test]
