@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    chat::ChatSettings,
+    chat::{ChatSettings, Extract},
     domain::session::SystemPrompt,
     jobs::Schedule,
     server::ServerSettings,
@@ -92,6 +92,11 @@ pub struct Settings {
     /// The last turns that are shown before other parts of the context, as far as tokens reach, 0 to 1000
     #[arg(long, env = "ATLUS_CONTEXT_TURNS", default_value = "6", hide_env_values = true)]
     context_turns: String,
+
+    /// How facts about users are learnt from what they say: `rules` (English), `model` (asked after each turn), or
+    /// `off`, where no model is asked for anything but an answer [default: model if there is one, else rules]
+    #[arg(long, env = "ATLUS_MEMORY_EXTRACT", hide_env_values = true)]
+    memory_extract: Option<String>,
 
     /// How long inactive sessions are kept, e.g. 90d; unset: for ever. Temporary ones are kept 7 days
     #[arg(long, env = "ATLUS_RETENTION", hide_env_values = true)]
@@ -215,6 +220,7 @@ impl Settings {
             system_prompt: self.system_prompt.clone(),
             context_tokens: problems.within("ATLUS_CONTEXT_TOKENS", &self.context_tokens, 256, 10_000_000),
             context_turns: problems.within("ATLUS_CONTEXT_TURNS", &self.context_turns, 0, 1000),
+            extract: self.extract(&mut problems),
             max_message_chars: problems
                 .within("ATLUS_MAX_MESSAGE_CHARS", &self.max_message_chars, 1, 10_000_000),
             model_timeout,
@@ -250,6 +256,23 @@ impl Settings {
         let mut problems = Problems(Vec::new());
         let database = self.database_settings(&mut problems);
         database.filter(|_| problems.0.is_empty()).ok_or(ConfigError(problems.0))
+    }
+
+    fn extract(&self, problems: &mut Problems) -> Extract {
+        let has_model = given(self.model_url.as_ref()).is_some();
+        match given(self.memory_extract.as_ref()) {
+            None | Some("model") if has_model => Extract::Model,
+            None | Some("rules") => Extract::Rules,
+            Some("off") => Extract::Off,
+            Some("model") => {
+                problems.0.push("ATLUS_MEMORY_EXTRACT is model, but ATLUS_MODEL_URL names none".to_owned());
+                Extract::Rules
+            }
+            Some(other) => {
+                problems.0.push(format!("ATLUS_MEMORY_EXTRACT must be rules, model or off, not {other:?}"));
+                Extract::Rules
+            }
+        }
     }
 
     fn check_auth(&self, listen: Option<SocketAddr>, problems: &mut Problems) {
@@ -443,7 +466,7 @@ mod tests {
             "--model=first", "--model-api-key=key", "--model-fallback=second, third",
             "--model-concurrency=5", "--model-timeout=500ms", "--system-prompt=Prompt",
             "--context-tokens=300", "--context-turns=2", "--retention=90d", "--max-message-chars=11",
-            "--max-body-bytes=2222", "--log=debug", "--log-format=json",
+            "--max-body-bytes=2222", "--log=debug", "--log-format=json", "--memory-extract=off",
         ])
         .read()
         .unwrap();
@@ -461,6 +484,7 @@ mod tests {
         assert_eq!(config.chat.model_timeout, Duration::from_millis(500));
         assert_eq!((config.chat.system_prompt.as_str(), config.chat.max_message_chars), ("Prompt", 11));
         assert_eq!((config.chat.context_tokens, config.chat.context_turns), (300, 2));
+        assert_eq!(config.chat.extract, Extract::Off);
         assert_eq!(config.jobs.retention, Some(Duration::from_secs(90 * 24 * 60 * 60)));
         assert_eq!(config.server.max_body_bytes, 2222);
         assert_eq!((config.log.directives.as_str(), config.log.json), ("debug", Some(true)));

@@ -15,6 +15,9 @@ CREATE INDEX search_entries_terms ON search_entries USING GIN (terms);
 -- How far the turns of before this migration are indexed: by which version of the terms.
 ALTER TABLE schema_info ADD COLUMN search_version BIGINT NOT NULL DEFAULT 0;
 
+-- How many of the completed turns were erased.
+ALTER TABLE sessions ADD COLUMN erased_turns BIGINT NOT NULL DEFAULT 0;
+
 -- The turn whose message changed each part of the profile; null where it is the default or was set by the API.
 ALTER TABLE session_memory ADD COLUMN verbosity_turn BIGINT;
 ALTER TABLE session_memory ADD COLUMN tone_turn BIGINT;

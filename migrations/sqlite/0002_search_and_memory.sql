@@ -22,6 +22,9 @@ INSERT INTO search_terms (search_terms, rank) VALUES ('secure-delete', 1);
 -- How far the turns of before this migration are indexed: by which version of the terms.
 ALTER TABLE schema_info ADD COLUMN search_version INTEGER NOT NULL DEFAULT 0;
 
+-- How many of the completed turns were erased.
+ALTER TABLE sessions ADD COLUMN erased_turns INTEGER NOT NULL DEFAULT 0;
+
 -- The turn whose message changed each part of the profile; null where it is the default or was set by the API.
 ALTER TABLE session_memory ADD COLUMN verbosity_turn INTEGER;
 ALTER TABLE session_memory ADD COLUMN tone_turn INTEGER;

@@ -18,25 +18,29 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Error,
-    context::{Budget, assemble},
+    afterwards::Afterwards,
+    context::{Budget, Context, assemble, cost_of_message},
+    facts::{self, Extract},
     follow::{Follower, Listening},
     live::{Entered, Live, Reader, Running},
     queue::{Place, Queue},
+    recall::recall,
+    summary::Due,
 };
 use crate::{
     domain::{
-        caller::Caller,
+        caller::{Caller, TenantId},
         clock::Clock,
         ids::{self, RequestId, SessionId},
         json::Metadata,
         session::{Session, TtlSeconds, UserId},
         tokens,
-        turn::Usage,
+        turn::{NewTurn, Turn, Usage},
     },
     model::{Ask, Model, Options, Reply},
     store::{
-        self, Admission, Admitted, Cancelled, Claim, Completion, Destination, Ended, Ending, NotAdmitted,
-        Store, TurnKey,
+        self, Admission, Admitted, Appendix, Cancelled, Claim, Completion, Destination, Ended, Ending,
+        Material, NotAdmitted, RememberTurns, Store, TurnKey,
     },
 };
 
@@ -60,6 +64,8 @@ pub struct ChatSettings {
     pub context_tokens: i64,
     /// The newest turns that come before other parts of the context.
     pub context_turns: usize,
+    /// How facts are learnt.
+    pub extract: Extract,
     /// The longest message, in Unicode scalar values.
     pub max_message_chars: usize,
     /// The model's time for a whole answer, retries included.
@@ -129,6 +135,14 @@ pub struct Started {
     pub reader: Reader,
 }
 
+/// What comes of a wish to see what the model would be shown.
+pub enum Preview {
+    UnknownSession,
+    /// The message alone is more than the tokens asked for; it takes so many.
+    TooSmall(i64),
+    Shown(Box<Context>),
+}
+
 /// What comes of a wish to listen to a turn.
 pub enum Followed {
     UnknownSession,
@@ -151,13 +165,15 @@ struct Parts {
     live: Live,
     tasks: TaskTracker,
     places: Arc<Semaphore>,
+    afterwards: Afterwards,
 }
 
 impl Engine {
     pub fn new(store: Store, model: Arc<dyn Model>, clock: Arc<dyn Clock>, settings: ChatSettings) -> Self {
         let (queue, live, tasks) = (Queue::default(), Live::default(), TaskTracker::new());
         let places = Arc::new(Semaphore::new(MAX_CHATS));
-        Self(Arc::new(Parts { store, model, clock, settings, queue, live, tasks, places }))
+        let afterwards = Afterwards::new(store.clone(), model.clone(), &settings, tasks.clone());
+        Self(Arc::new(Parts { store, model, clock, settings, queue, live, tasks, places, afterwards }))
     }
 
     pub fn model(&self) -> &dyn Model {
@@ -236,8 +252,65 @@ impl Engine {
         self.0.live.cancel(session, turn);
     }
 
+    /// Adds turns made elsewhere to a session in which none runs. Rules learn from their messages.
+    pub async fn append(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        turns: Vec<NewTurn>,
+        request_id: RequestId,
+        remember: Option<RememberTurns>,
+    ) -> Result<Vec<Turn>, Error> {
+        let parts = &self.0;
+        let limit = parts.settings.max_message_chars;
+        let owner = parts.store.session(caller, session).await?.ok_or(Error::InvalidSession)?.user_id;
+        if turns.iter().any(|turn| turn.message.chars().nth(limit).is_some()) {
+            return Err(Error::MessageTooLong { limit });
+        }
+        let extract = match parts.settings.extract {
+            Extract::Off => Extract::Off,
+            Extract::Rules | Extract::Model => Extract::Rules,
+        };
+        let learnt = turns.iter().map(|turn| facts::by_rules(extract, &owner, &turn.message)).collect();
+        let now = parts.clock.now();
+        let appendix = Appendix { session, turns, learnt, request_id, now, remember };
+        loop {
+            match parts.store.append_turns(caller, appendix.clone()).await? {
+                Ok(turns) => return Ok(turns),
+                Err(NotAdmitted::Invalid) => return Err(Error::InvalidSession),
+                Err(NotAdmitted::Busy { turn }) => {
+                    if !parts.clear_expired(session).await? {
+                        return Err(Error::Busy { turn });
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the model would be shown for `message` in at most `tokens`, or as many as it is set to.
+    pub async fn preview(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        message: Option<&str>,
+        tokens: Option<i64>,
+    ) -> Result<Preview, Error> {
+        let parts = &self.0;
+        let budget = Budget { tokens: tokens.unwrap_or(parts.settings.context_tokens), ..parts.budget() };
+        let Some(material) = parts.store.next_context(caller, session, budget.tokens).await? else {
+            return Ok(Preview::UnknownSession);
+        };
+        let needed = message.map_or(0, cost_of_message);
+        if needed > budget.tokens {
+            return Ok(Preview::TooSmall(needed));
+        }
+        let context = parts.assemble((caller.tenant, session), &material, message, budget).await?;
+        Ok(Preview::Shown(Box::new(context)))
+    }
+
     /// Waits until every turn under way has ended.
     pub async fn finish(&self) {
+        self.0.afterwards.stop();
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
@@ -327,8 +400,8 @@ impl Parts {
             () = self.keep_pieces(key, &entered.running), if stream => Err(Error::Interrupted),
         };
         let execution = received.elapsed();
-        let reply = match outcome {
-            Ok(reply) => reply,
+        let (reply, due) = match outcome {
+            Ok(replied) => replied,
             Err(error) => return Err(self.fail(key, error, execution).await),
         };
         let answered = Answered {
@@ -343,6 +416,7 @@ impl Parts {
         };
         let remember = remember.map(|remember| (remember.claim, (remember.render)(&answered)));
         let completion = Completion {
+            learnt: facts::by_rules(self.settings.extract, &admitted.user, &message),
             user: admitted.user,
             message,
             created_at: admitted.created_at,
@@ -351,9 +425,13 @@ impl Parts {
             model: answered.model.clone(),
             usage: answered.usage,
         };
-        let ending = Ending::Completed(Arc::new(completion));
+        let completion = Arc::new(completion);
+        let ending = Ending::Completed(completion.clone());
         match self.end(key, ending, execution, stream, remember).await {
-            Ok(Ended::Stored) => Ok(answered),
+            Ok(Ended::Stored) => {
+                self.afterwards.work(key, &completion, due);
+                Ok(answered)
+            }
             Ok(ended) => Err(Error::by(ended)),
             Err(error @ store::Error::Unavailable(_)) => Err(error.into()),
             // The answer cannot be kept; the session must not wait for the lease.
@@ -498,16 +576,46 @@ impl Parts {
         Ok(cleared)
     }
 
-    /// Assembles the context and asks the model.
-    async fn ask(&self, key: TurnKey, chat: Chat, listener: &Arc<Running>) -> Result<Reply, Error> {
+    /// Assembles the context and asks the model; also what is then due to be summarised.
+    async fn ask(
+        &self,
+        key: TurnKey,
+        chat: Chat,
+        listener: &Arc<Running>,
+    ) -> Result<(Reply, Option<Due>), Error> {
         let deadline = tokio::time::Instant::now() + self.settings.model_timeout;
-        let budget = Budget { tokens: self.settings.context_tokens, last_turns: self.settings.context_turns };
+        let budget = self.budget();
         let material = self.store.context(key, budget.tokens).await?;
         // It may have been cancelled before this server knew it to run.
         let material = material.ok_or(Error::Interrupted)?;
-        let messages = assemble(&material, &self.settings.system_prompt, &chat.message, budget);
-        let ask = Ask { messages, options: chat.options, stream: chat.stream, deadline };
-        Ok(self.model.reply(&ask, &**listener).await?)
+        let session = (key.tenant, key.session);
+        let context = self.assemble(session, &material, Some(&chat.message), budget).await?;
+        let due = Due::after(session, &material, context.first_turn);
+        let ask = Ask { messages: context.messages, options: chat.options, stream: chat.stream, deadline };
+        Ok((self.model.reply(&ask, &**listener).await?, due))
+    }
+
+    fn budget(&self) -> Budget {
+        Budget { tokens: self.settings.context_tokens, last_turns: self.settings.context_turns }
+    }
+
+    /// Assembles a context; where not every turn fits, with older ones that bear on the message.
+    async fn assemble(
+        &self,
+        (tenant, session): (TenantId, SessionId),
+        material: &Material,
+        message: Option<&str>,
+        budget: Budget,
+    ) -> Result<Context, Error> {
+        let prompt = &self.settings.system_prompt;
+        let context = assemble(material, prompt, message, &[], budget);
+        let (Some(message), 1..) = (message, context.dropped.recent_turns) else { return Ok(context) };
+        let before = context.first_turn.unwrap_or(i64::MAX);
+        let recalled = recall(&self.store, (tenant, session), message, before).await?;
+        if recalled.is_empty() {
+            return Ok(context);
+        }
+        Ok(assemble(material, prompt, Some(message), &recalled, budget))
     }
 
     /// Renews a turn's lease for as long as it is waited for; returns once it is lost.

@@ -1,12 +1,18 @@
 //! What happens to a message: one small door, [`Engine`], and the whole life of a turn behind it.
 
+mod afterwards;
 mod context;
 mod engine;
+mod facts;
 mod follow;
 pub(crate) mod live;
 mod queue;
+mod recall;
+mod summary;
 
-pub use engine::{Answered, Chat, ChatSettings, Engine, Followed, OnBusy, Remember, Started};
+pub use context::{Context, Parts};
+pub use engine::{Answered, Chat, ChatSettings, Engine, Followed, OnBusy, Preview, Remember, Started};
+pub use facts::Extract;
 pub use follow::Listening;
 pub use live::Heard;
 

@@ -8,8 +8,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 ///
 /// A number, not a text or a native type of one database: it sorts exactly, is computed with alike on
 /// SQLite and Postgres, and what is answered equals what is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type, serde::Deserialize)]
 #[sqlx(transparent)]
+#[serde(try_from = "String")]
 pub struct Timestamp(i64);
 
 impl Timestamp {
@@ -27,6 +28,17 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = DateTime::<Utc>::from_timestamp_millis(self.0).unwrap_or(DateTime::<Utc>::MAX_UTC);
         f.write_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    }
+}
+
+impl TryFrom<String> for Timestamp {
+    type Error = String;
+
+    /// Reads RFC 3339 with any offset; what is finer than a millisecond is cut off.
+    fn try_from(text: String) -> Result<Self, String> {
+        let time = DateTime::parse_from_rfc3339(&text);
+        time.map(|time| Self(time.timestamp_millis()))
+            .map_err(|_| "must be a time such as 2024-01-01T12:00:00.000Z (RFC 3339)".to_owned())
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::text::refuse_nul;
+use super::text::{refuse_nul, refuse_nul_in};
 
 /// The deepest nesting of a JSON document that is accepted.
 pub const MAX_DEPTH: usize = 32;
@@ -55,33 +55,25 @@ impl<const MAX: usize> TryFrom<String> for JsonObject<MAX> {
     }
 }
 
+/// A value after a merge patch (RFC 7396).
+pub fn merge_value(value: Value, patch: &Value) -> Value {
+    let Value::Object(patch) = patch else { return patch.clone() };
+    let mut merged = if let Value::Object(map) = value { map } else { Map::new() };
+    merge(&mut merged, patch);
+    Value::Object(merged)
+}
+
 /// Applies a merge patch (RFC 7396). Keys keep their order, which libraries for this lose.
 fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     for (key, value) in patch {
         match value {
             Value::Null => drop(target.shift_remove(key)),
-            Value::Object(patch) => {
+            Value::Object(_) => {
                 let nested = target.entry(key.as_str()).or_insert(Value::Null);
-                if !nested.is_object() {
-                    *nested = Value::Object(Map::new());
-                }
-                if let Value::Object(nested) = nested {
-                    merge(nested, patch);
-                }
+                *nested = merge_value(nested.take(), value);
             }
             value => drop(target.insert(key.clone(), value.clone())),
         }
-    }
-}
-
-fn refuse_nul_in(value: &Value) -> Result<(), String> {
-    match value {
-        Value::String(text) => refuse_nul(text),
-        Value::Array(items) => items.iter().try_for_each(refuse_nul_in),
-        Value::Object(map) => {
-            map.iter().try_for_each(|(key, value)| refuse_nul(key).and_then(|()| refuse_nul_in(value)))
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
     }
 }
 

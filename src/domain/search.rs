@@ -222,6 +222,11 @@ impl Question {
         question
     }
 
+    /// The same of a text whose quotation marks mean nothing here.
+    pub fn words(text: &str) -> Self {
+        Self { phrases: Vec::new(), ..Self::parse(text) }
+    }
+
     /// Adds the terms of a piece; its stems in order, stop words included.
     fn read(&mut self, piece: &str) -> Vec<String> {
         let stemmer = Stemmer::create(Algorithm::English);

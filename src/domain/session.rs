@@ -1,8 +1,11 @@
 //! A session: a conversation and its owner.
 
-use sha2::{Digest, Sha256};
-
-use super::{clock::Timestamp, ids::SessionId, json::Metadata, text::text};
+use super::{
+    clock::Timestamp,
+    ids::{SessionId, digest},
+    json::Metadata,
+    text::text,
+};
 
 text!(
     /// Whose session it is: the caller's own name for a person.
@@ -111,24 +114,22 @@ impl Session {
     /// Names this state of the session: another state has another tag. Whether it has expired meanwhile is no
     /// change of state.
     pub fn etag(&self) -> String {
-        let mut hash = Sha256::new();
         // Every field but those that never change; `Debug` tells absent from empty.
-        hash.update(format!(
-            "{:?}",
-            (
-                (&self.title, &self.metadata, &self.system_prompt, self.ttl_seconds),
-                (self.last_activity, self.expires_at, self.ended_at, self.completed_turns),
-            )
-        ));
-        let digest: [u8; 32] = hash.finalize().into();
-        let hex = digest.iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-        format!("\"{hex}\"")
+        etag(&(
+            (&self.title, &self.metadata, &self.system_prompt, self.ttl_seconds),
+            (self.last_activity, self.expires_at, self.ended_at, self.completed_turns),
+        ))
     }
 
     /// Whether it can be chatted with at `now`: neither ended nor expired.
     pub fn is_active(&self, now: Timestamp) -> bool {
         self.ended_at.is_none() && self.expires_at.is_none_or(|expiry| expiry > now)
     }
+}
+
+/// Names a state by what it is made of.
+pub fn etag(state: &impl std::fmt::Debug) -> String {
+    format!("\"{:016x}\"", digest(&[&format!("{state:?}")]))
 }
 
 /// The states in which a caller wants something done (`If-Match`, RFC 9110 13.1.1).
@@ -141,9 +142,8 @@ impl IfMatch {
         Self(value.to_owned())
     }
 
-    /// Whether the session is in one of the states.
-    pub fn matches(&self, session: &Session) -> bool {
-        let etag = session.etag();
+    /// Whether the state that `etag` names is one of them.
+    pub fn match_tag(&self, etag: &str) -> bool {
         self.0.split(',').map(str::trim).any(|tag| tag == "*" || tag == etag)
     }
 }

@@ -1,5 +1,7 @@
 //! Text with limits: read once, then known to fit.
 
+use serde_json::Value;
+
 /// Declares a text of `$min` to `$max` Unicode scalar values without U+0000, which Postgres cannot keep.
 macro_rules! text {
     ($(#[$doc:meta])* $name:ident, $min:literal..=$max:literal) => {
@@ -49,4 +51,16 @@ pub(super) fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
 /// Says that a text holds U+0000, if it does.
 pub fn refuse_nul(text: &str) -> Result<(), String> {
     if text.contains('\0') { Err("must not contain the character U+0000".to_owned()) } else { Ok(()) }
+}
+
+/// Says that a text somewhere in a JSON value holds U+0000, if one does.
+pub fn refuse_nul_in(value: &Value) -> Result<(), String> {
+    match value {
+        Value::String(text) => refuse_nul(text),
+        Value::Array(items) => items.iter().try_for_each(refuse_nul_in),
+        Value::Object(map) => {
+            map.iter().try_for_each(|(key, value)| refuse_nul(key).and_then(|()| refuse_nul_in(value)))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
+    }
 }

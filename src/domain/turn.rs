@@ -72,3 +72,14 @@ impl Turn {
         })
     }
 }
+
+/// A finished turn made elsewhere.
+#[derive(Clone, Debug)]
+pub struct NewTurn {
+    pub message: String,
+    pub response: String,
+    pub metadata: Metadata,
+    pub model: Option<String>,
+    /// When it was made, if that is known.
+    pub created_at: Option<Timestamp>,
+}

@@ -31,6 +31,7 @@ pub async fn run(app: Arc<App>, schedule: Schedule) {
         every(&app, schedule.seldom, "retention", || {
             retention::remove_old_sessions(&app, schedule.retention)
         }),
+        every(&app, schedule.seldom, "erased users", || erasures::forget_erased_users(&app)),
         every(&app, schedule.seldom, "keys", || keys::forget_old_keys(&app)),
         every(&app, schedule.often, "cancellations", || cancellations::listen(&app)),
     );

@@ -29,6 +29,10 @@ impl Model for Builtin {
         "builtin"
     }
 
+    fn follows_instructions(&self) -> bool {
+        false
+    }
+
     /// Answers whatever model was asked for, and says that it is itself. A limit of tokens cuts its answer; a
     /// temperature means nothing to rules.
     fn reply<'a>(&'a self, ask: &'a Ask, listener: &'a dyn Listener) -> BoxFuture<'a, Result<Reply, Error>> {

@@ -22,6 +22,11 @@ pub trait Model: Send + Sync {
     /// The model's name where a chat does not name another.
     fn name(&self) -> &str;
 
+    /// Whether it does what it is told, such as to summarise.
+    fn follows_instructions(&self) -> bool {
+        true
+    }
+
     /// Asks for a reply. Where [`Ask::stream`] is set, its text is also given to `listener`, piece by piece as it
     /// comes. Dropping the future ends the call.
     fn reply<'a>(&'a self, ask: &'a Ask, listener: &'a dyn Listener) -> BoxFuture<'a, Result<Reply, Error>>;
@@ -30,6 +35,13 @@ pub trait Model: Send + Sync {
 /// Hears a reply while it comes.
 pub trait Listener: Sync {
     fn hear(&self, piece: &str);
+}
+
+/// Hears nothing: for replies that are wanted whole.
+pub struct Silence;
+
+impl Listener for Silence {
+    fn hear(&self, _: &str) {}
 }
 
 /// A question to a model.

@@ -1,7 +1,11 @@
 //! What a model may be shown of a session, read in one round trip as one row.
 
-use super::{Result, Store, TurnKey};
-use crate::domain::memory::{BehaviorProfile, Fact};
+use super::{Result, Store, TurnKey, db::Statement};
+use crate::domain::{
+    caller::{Caller, TenantId},
+    ids::SessionId,
+    memory::{BehaviorProfile, Fact},
+};
 
 /// The turns read at most; their tokens bound them sooner.
 const MAX_TURNS: i64 = 1000;
@@ -11,6 +15,7 @@ const MAX_FACTS: i64 = 200;
 /// A past turn, with its tokens as counted when it was stored.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 pub struct PastTurn {
+    pub turn: i64,
     pub message: String,
     pub response: String,
     pub tokens: i64,
@@ -25,47 +30,58 @@ pub struct Material {
     pub working_memory: String,
     /// What came before `turns`, in short.
     pub summary: Option<String>,
+    /// The last turn that the summary covers.
+    pub summary_through: Option<i64>,
+    /// How often something was taken away from the session.
+    pub takings: i64,
     /// One per key, the newest statement of each, in order of time.
     pub facts: Vec<Fact>,
     /// Completed turns, oldest first: as many of the newest as fit the tokens asked for.
     pub turns: Vec<PastTurn>,
+    /// How many completed turns there are in all.
+    pub all_turns: i64,
 }
 
 #[derive(sqlx::FromRow)]
 struct Row {
     system_prompt: Option<String>,
-    verbosity: String,
-    tone: String,
-    depth: String,
+    #[sqlx(flatten)]
+    profile: BehaviorProfile,
     working_memory: String,
     summary: Option<String>,
+    summary_through: Option<i64>,
+    takings: i64,
+    all_turns: i64,
     facts: String,
     turns: String,
 }
 
-/// `$1` session, `$2` tenant, `$3` the running turn, `$4` tokens, `$5` turns, `$6` facts at most, `$7` lease token.
+/// `$1` session, `$2` tenant, `$3` the turn before which, `$4` tokens, `$5` turns, `$6` facts at most.
 /// The window sums tokens from the newest turn back; only turns within the sum have their text read.
 macro_rules! context_sql {
     ($array:literal, $list:literal) => {
         concat!(
-            "SELECT s.system_prompt, m.verbosity, m.tone, m.depth, m.working_memory, m.summary, ",
-            "COALESCE((SELECT ", $list, "(", $array, "(f.key, f.value) ORDER BY f.updated_at, f.turn) FROM ",
+            "SELECT s.system_prompt, m.verbosity, m.tone, m.depth, m.working_memory, m.summary, m.summary_through, ",
+            "m.takings, s.completed_turns - s.erased_turns AS all_turns, ",
+            "CAST(COALESCE((SELECT ", $list, "(", $array, "(f.key, f.value) ORDER BY f.updated_at, f.turn) FROM ",
             "(SELECT key, value, updated_at, turn FROM facts WHERE tenant_id = $2 AND user_id = s.user_id ",
-            "ORDER BY updated_at DESC, turn DESC LIMIT $6) f), '[]') AS facts, ",
-            "COALESCE((SELECT ", $list, "(", $array,
-            "(t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
+            "ORDER BY updated_at DESC, turn DESC LIMIT $6) f), '[]') AS TEXT) AS facts, ",
+            "CAST(COALESCE((SELECT ", $list, "(", $array,
+            "(t.turn, t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
             "FROM turns t WHERE t.session_id = $1 AND t.tenant_id = $2 AND t.status = 'completed' AND t.turn < $3 ",
             "AND t.turn >= (SELECT MIN(turn) FROM (SELECT turn, SUM(tokens) OVER (ORDER BY turn DESC) AS total ",
             "FROM (SELECT turn, message_tokens + response_tokens AS tokens FROM turns WHERE session_id = $1 ",
             "AND tenant_id = $2 AND status = 'completed' AND turn < $3 ORDER BY turn DESC LIMIT $5) newest) sums ",
-            "WHERE total <= $4)), '[]') AS turns ",
+            "WHERE total <= $4)), '[]') AS TEXT) AS turns ",
             "FROM sessions s JOIN session_memory m ON m.session_id = s.session_id AND m.tenant_id = s.tenant_id ",
-            "WHERE s.session_id = $1 AND s.tenant_id = $2 AND EXISTS (SELECT 1 FROM turns r ",
-            "WHERE r.session_id = $1 AND r.tenant_id = $2 AND r.turn = $3 AND r.status = 'running' ",
-            "AND r.lease_token = $7)"
+            "WHERE s.session_id = $1 AND s.tenant_id = $2"
         )
     };
 }
+
+/// `$3` runs, and by the lease `$7`.
+const STILL_RUNNING: &str = " AND EXISTS (SELECT 1 FROM turns r WHERE r.session_id = $1 AND r.tenant_id = $2 \
+     AND r.turn = $3 AND r.status = 'running' AND r.lease_token = $7)";
 
 impl Store {
     /// What is known in a session before a running turn, with as many of its newest completed turns as are at most
@@ -75,27 +91,64 @@ impl Store {
         TurnKey { tenant, session, turn, lease_token }: TurnKey,
         tokens: i64,
     ) -> Result<Option<Material>> {
-        let row: Option<Row> = self
-            .db
+        let row = self.material(tenant, session, turn, tokens).push(STILL_RUNNING).bind(lease_token);
+        Ok(row.optional().await?.map(Row::into_material).transpose()?)
+    }
+
+    /// The same for a turn that would come next; `None` if there is no such session.
+    pub async fn next_context(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        tokens: i64,
+    ) -> Result<Option<Material>> {
+        let row = self.material(caller.tenant, session, i64::MAX, tokens);
+        Ok(row.optional().await?.map(Row::into_material).transpose()?)
+    }
+
+    fn material(&self, tenant: TenantId, session: SessionId, before: i64, tokens: i64) -> Statement<'_> {
+        self.db
             .read_each(
                 context_sql!("json_array", "json_group_array"),
-                concat!(
-                    "SELECT system_prompt, verbosity, tone, depth, working_memory, summary, facts::text, \
-                     turns::text FROM (",
-                    context_sql!("json_build_array", "json_agg"),
-                    ") AS context"
-                ),
+                context_sql!("json_build_array", "json_agg"),
             )
             .bind(session)
             .bind(tenant)
-            .bind(turn)
+            .bind(before)
             .bind(tokens)
             .bind(MAX_TURNS)
             .bind(MAX_FACTS)
-            .bind(lease_token)
-            .optional()
+    }
+
+    /// The completed turns from `first` through `last`, at most `limit` of the first of them.
+    pub async fn past_turns(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        (first, last): (i64, i64),
+        limit: i64,
+    ) -> Result<Vec<PastTurn>> {
+        let rows: Vec<(i64, String, Option<String>, i64)> = self
+            .db
+            .read(
+                "SELECT turn, message, response, message_tokens + response_tokens FROM turns \
+                 WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4 AND status = 'completed' \
+                 ORDER BY turn LIMIT $5",
+            )
+            .bind(session)
+            .bind(tenant)
+            .bind(first)
+            .bind(last)
+            .bind(limit)
+            .all()
             .await?;
-        Ok(row.map(Row::into_material).transpose()?)
+        let past = |(turn, message, response, tokens): (_, _, Option<String>, _)| PastTurn {
+            turn,
+            message,
+            response: response.unwrap_or_default(),
+            tokens,
+        };
+        Ok(rows.into_iter().map(past).collect())
     }
 }
 
@@ -109,11 +162,14 @@ impl Row {
         }
         Ok(Material {
             system_prompt: self.system_prompt,
-            profile: BehaviorProfile { verbosity: self.verbosity, tone: self.tone, depth: self.depth },
+            profile: self.profile,
             working_memory: self.working_memory,
             summary: self.summary,
+            summary_through: self.summary_through,
+            takings: self.takings,
             facts,
             turns: serde_json::from_str(&self.turns).map_err(decode)?,
+            all_turns: self.all_turns,
         })
     }
 }

@@ -1,7 +1,10 @@
-//! Deleting a session: unfindable in one transaction, then gone in batches, resumed after a crash.
+//! Deleting: a session is unfindable after one transaction, then gone in batches, resumed after a crash; a user's
+//! sessions are marked in one transaction and go the same way; a turn loses its content and keeps its number.
+
+use std::time::Duration;
 
 use super::{
-    Result, Store,
+    Kind, Result, Store,
     db::Tx,
     search,
     sessions::{Cutoffs, SESSIONS},
@@ -11,8 +14,8 @@ use super::{
 use crate::domain::{
     caller::{Caller, TenantId},
     clock::Timestamp,
-    ids::SessionId,
-    session::{IfMatch, Session},
+    ids::{SessionId, digest},
+    session::{IfMatch, Session, UserId},
 };
 
 /// Turns removed in one transaction; others write in between.
@@ -43,41 +46,239 @@ impl Store {
         let mut outcome = Ok(());
         for (session, tenant) in begun {
             // One that fails does not keep the others.
-            outcome = outcome.and(self.erase(session, tenant).await);
+            outcome = outcome.and(self.erase(session, tenant).await.map(drop));
         }
         outcome
     }
 
-    /// Removes what is left of a deleted session.
-    async fn erase(&self, session: SessionId, tenant: TenantId) -> Result<()> {
+    /// Erases everything of a user; what was removed, or `None` if there was nothing. `gone` hears of each session.
+    /// What was marked is certain to follow, even if this breaks off.
+    pub async fn erase_user(
+        &self,
+        caller: Caller,
+        user: &UserId,
+        now: Timestamp,
+        gone: impl Fn(SessionId),
+    ) -> Result<Option<Erased>> {
+        let tenant = caller.tenant;
+        let mut tx = self.db.begin().await?;
+        if tx.kind() == Kind::Postgres {
+            // In the order in which every batch of writes locks them. Whoever copies one of these sessions is waited
+            // for, and then the next statement sees the copy.
+            let lock = "SELECT session_id FROM sessions WHERE tenant_id = $1 AND user_id = $2 ORDER BY session_id \
+                 FOR UPDATE";
+            tx.sql(lock).bind(tenant).bind(user).run().await?;
+        }
+        let mark = "INSERT INTO erasures (session_id, tenant_id, created_at) SELECT session_id, tenant_id, $3 \
+             FROM sessions WHERE tenant_id = $1 AND user_id = $2 \
+             ON CONFLICT (session_id, tenant_id) DO UPDATE SET created_at = excluded.created_at \
+             RETURNING session_id";
+        let sessions: Vec<(SessionId,)> = tx.sql(mark).bind(tenant).bind(user).bind(now).all().await?;
+        let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
+        let facts = tx.sql(forget).bind(tenant).bind(user).run().await?;
+        let clock = tx.clock().await?;
+        tx.sql(
+            "INSERT INTO user_erasures (tenant_id, user_digest, erased_at) VALUES ($1, $2, $3) \
+             ON CONFLICT (tenant_id, user_digest) DO UPDATE SET erased_at = excluded.erased_at",
+        )
+        .bind(tenant)
+        .bind(digest(&[user.as_str()]))
+        .bind(clock)
+        .run()
+        .await?;
+        tx.commit().await?;
+
+        let mut erased = Erased { facts, ..Erased::default() };
+        for (session,) in &sessions {
+            erased.add(&self.erase(*session, tenant).await?);
+            gone(*session);
+        }
+        Ok((erased != Erased::default()).then_some(erased))
+    }
+
+    /// Forgets that users were erased before `before`, by the database's clock: nothing begun then is still under way.
+    pub async fn forget_user_erasures(&self, kept: Duration) -> Result<()> {
+        let mut tx = self.db.begin().await?;
+        let before = tx.clock().await? - kept;
+        tx.sql("DELETE FROM user_erasures WHERE erased_at < $1").bind(before).run().await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Takes the content of a turn away, and everything that came only from it.
+    pub async fn redact_turn(
+        &self,
+        caller: Caller,
+        session: SessionId,
+        turn: i64,
+        now: Timestamp,
+    ) -> Result<Redacted> {
+        self.writer.write(Redact { tenant: caller.tenant, session, turn, now }).await
+    }
+
+    /// Removes what is left of a deleted session, or all of one that is marked; what that was.
+    pub(super) async fn erase(&self, session: SessionId, tenant: TenantId) -> Result<Erased> {
+        let mut erased = Erased::default();
         loop {
             let mut tx = self.db.begin().await?;
             // One eraser at a time: another would find nothing left of a batch that may yet be undone.
             let lock = "UPDATE erasures SET created_at = created_at WHERE session_id = $1 AND tenant_id = $2";
             if tx.sql(lock).bind(session).bind(tenant).run().await? == 0 {
-                return Ok(tx.rollback().await?);
+                tx.rollback().await?;
+                return Ok(erased);
             }
+            erased.sessions += u64::from(remove_session(&mut tx, session, tenant).await?);
             let batch = "SELECT MAX(turn) FROM (SELECT turn FROM turns WHERE session_id = $1 AND tenant_id = $2 \
                  ORDER BY turn LIMIT $3) batch";
             let (last,): (Option<i64>,) = tx.sql(batch).bind(session).bind(tenant).bind(BATCH).one().await?;
             let last = last.unwrap_or(0);
-            search::unindex(&mut tx, (tenant, session), (0, last)).await?;
+            erased.search_entries += search::unindex(&mut tx, (tenant, session), (0, last)).await?;
             let remove = "DELETE FROM turns WHERE session_id = $1 AND tenant_id = $2 AND turn <= $3";
             let removed = tx.sql(remove).bind(session).bind(tenant).bind(last).run().await?;
+            erased.turns += removed;
             if removed < BATCH.unsigned_abs() {
-                for rest in [
-                    "DELETE FROM turn_pieces WHERE session_id = $1 AND tenant_id = $2",
-                    "DELETE FROM facts WHERE session_id = $1 AND tenant_id = $2",
-                    "DELETE FROM idempotency_records WHERE session_id = $1 AND tenant_id = $2",
-                    "DELETE FROM erasures WHERE session_id = $1 AND tenant_id = $2",
-                ] {
-                    tx.sql(rest).bind(session).bind(tenant).run().await?;
-                }
-                return Ok(tx.commit().await?);
+                let mut rest = async |text| tx.sql(text).bind(session).bind(tenant).run().await;
+                rest("DELETE FROM turn_pieces WHERE session_id = $1 AND tenant_id = $2").await?;
+                erased.facts += rest("DELETE FROM facts WHERE session_id = $1 AND tenant_id = $2").await?;
+                erased.remembered_answers +=
+                    rest("DELETE FROM idempotency_records WHERE session_id = $1 AND tenant_id = $2").await?;
+                rest("DELETE FROM erasures WHERE session_id = $1 AND tenant_id = $2").await?;
+                tx.commit().await?;
+                return Ok(erased);
             }
             tx.commit().await?;
         }
     }
+}
+
+/// What was removed, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    pub sessions: u64,
+    pub turns: u64,
+    pub facts: u64,
+    pub search_entries: u64,
+    pub remembered_answers: u64,
+}
+
+impl Erased {
+    fn add(&mut self, more: &Self) {
+        self.sessions += more.sessions;
+        self.turns += more.turns;
+        self.facts += more.facts;
+        self.search_entries += more.search_entries;
+        self.remembered_answers += more.remembered_answers;
+    }
+}
+
+/// Removes a session's row, and its memory with it; `false` if it is gone already. A turn that runs is told.
+async fn remove_session(tx: &mut Tx, session: SessionId, tenant: TenantId) -> Result<bool> {
+    let remove = "DELETE FROM sessions WHERE session_id = $1 AND tenant_id = $2 RETURNING running_turn";
+    let removed: Option<(Option<i64>,)> = tx.sql(remove).bind(session).bind(tenant).optional().await?;
+    if let Some((Some(turn),)) = removed {
+        tx.notify(CANCELLED, format!("{} {turn}", session.number())).await?;
+    }
+    Ok(removed.is_some())
+}
+
+/// What became of a wish to erase a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redacted {
+    Done,
+    UnknownSession,
+    UnknownTurn,
+    /// It is running.
+    Running,
+}
+
+struct Redact {
+    tenant: TenantId,
+    session: SessionId,
+    turn: i64,
+    now: Timestamp,
+}
+
+impl Write for Redact {
+    type Answer = Redacted;
+
+    fn row(&self) -> i64 {
+        self.session.number()
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<Redacted> {
+        let Self { tenant, session, turn, now } = *self;
+        let lock = "SELECT running_turn FROM sessions WHERE session_id = $1 AND tenant_id = $2";
+        let lock = tx.sql(lock).push_each("", " FOR UPDATE").bind(session).bind(tenant);
+        match lock.optional::<(Option<i64>,)>().await? {
+            None => return Ok(Redacted::UnknownSession),
+            Some((Some(running),)) if running == turn => return Ok(Redacted::Running),
+            Some(_) => {}
+        }
+        let count = "UPDATE sessions SET erased_turns = erased_turns + 1 WHERE session_id = $1 AND tenant_id = $2 \
+             AND EXISTS (SELECT 1 FROM turns WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 \
+             AND status = 'completed')";
+        tx.sql(count).bind(session).bind(tenant).bind(turn).run().await?;
+        let redact = "UPDATE turns SET status = 'deleted', message = '', message_tokens = 0, response = NULL, \
+             response_tokens = 0, metadata = '{}', error_code = NULL, error_message = NULL \
+             WHERE session_id = $1 AND tenant_id = $2 AND turn = $3";
+        if tx.sql(redact).bind(session).bind(tenant).bind(turn).run().await? == 0 {
+            return Ok(Redacted::UnknownTurn);
+        }
+        search::unindex(tx, (tenant, session), (turn, turn)).await?;
+        for derived in [
+            "DELETE FROM facts WHERE session_id = $1 AND tenant_id = $2 AND turn = $3",
+            "DELETE FROM idempotency_records WHERE session_id = $1 AND tenant_id = $2 AND turn <= $3 \
+                 AND COALESCE(last_turn, turn) >= $3",
+        ] {
+            tx.sql(derived).bind(session).bind(tenant).bind(turn).run().await?;
+        }
+        // A summary that covers the turn goes, and so does what it changed about the profile.
+        tx.sql(
+            "UPDATE session_memory SET takings = takings + 1, updated_at = $4, \
+                 summary = CASE WHEN summary_through >= $3 THEN NULL ELSE summary END, \
+                 summary_tokens = CASE WHEN summary_through >= $3 THEN 0 ELSE summary_tokens END, \
+                 summary_through = CASE WHEN summary_through >= $3 THEN NULL ELSE summary_through END, \
+                 verbosity = CASE WHEN verbosity_turn = $3 THEN 'medium' ELSE verbosity END, \
+                 tone = CASE WHEN tone_turn = $3 THEN 'neutral' ELSE tone END, \
+                 depth = CASE WHEN depth_turn = $3 THEN 'normal' ELSE depth END, \
+                 verbosity_turn = CASE WHEN verbosity_turn = $3 THEN NULL ELSE verbosity_turn END, \
+                 tone_turn = CASE WHEN tone_turn = $3 THEN NULL ELSE tone_turn END, \
+                 depth_turn = CASE WHEN depth_turn = $3 THEN NULL ELSE depth_turn END \
+             WHERE session_id = $1 AND tenant_id = $2",
+        )
+        .bind(session)
+        .bind(tenant)
+        .bind(turn)
+        .bind(now)
+        .run()
+        .await?;
+        Ok(Redacted::Done)
+    }
+}
+
+/// Marks a session to be erased some time after `until`, unless whoever marked it does so before: one that is deleted,
+/// or one whose turns are written before it can be found, in case that stops half-way. Marking it again puts that off.
+pub(super) async fn stage(
+    tx: &mut Tx,
+    (tenant, session): (TenantId, SessionId),
+    until: Timestamp,
+) -> Result<()> {
+    tx.sql(
+        "INSERT INTO erasures (session_id, tenant_id, created_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (session_id, tenant_id) DO UPDATE SET created_at = excluded.created_at",
+    )
+    .bind(session)
+    .bind(tenant)
+    .bind(until)
+    .run()
+    .await?;
+    Ok(())
+}
+
+/// Takes the mark away, in the transaction that makes the session findable; `false` if what was written is no longer
+/// all there.
+pub(super) async fn unstage(tx: &mut Tx, (tenant, session): (TenantId, SessionId)) -> Result<bool> {
+    let unmark = "DELETE FROM erasures WHERE session_id = $1 AND tenant_id = $2";
+    Ok(tx.sql(unmark).bind(session).bind(tenant).run().await? == 1)
 }
 
 /// Makes a session unfindable. Its memory goes with its row.
@@ -109,7 +310,7 @@ pub enum Deleted {
 impl OnlyIf {
     fn holds(&self, session: &Session) -> bool {
         match self {
-            Self::Matches(etags) => etags.matches(session),
+            Self::Matches(etags) => etags.match_tag(&session.etag()),
             Self::Old(cutoffs) => cutoffs.are_past(session),
         }
     }
@@ -133,20 +334,10 @@ impl Write for Delete {
                 return Ok(Deleted::Changed);
             }
         }
-        let delete = "DELETE FROM sessions WHERE session_id = $1 AND tenant_id = $2 RETURNING running_turn";
-        let deleted = tx.sql(delete).bind(self.session).bind(self.tenant);
-        let Some((running,)) = deleted.optional::<(Option<i64>,)>().await? else {
+        if !remove_session(tx, self.session, self.tenant).await? {
             return Ok(Deleted::Unknown);
-        };
-        if let Some(turn) = running {
-            tx.notify(CANCELLED, format!("{} {turn}", self.session.number())).await?;
         }
-        tx.sql("INSERT INTO erasures (session_id, tenant_id, created_at) VALUES ($1, $2, $3)")
-            .bind(self.session)
-            .bind(self.tenant)
-            .bind(self.now)
-            .run()
-            .await?;
+        stage(tx, (self.tenant, self.session), self.now).await?;
         Ok(Deleted::Gone)
     }
 }

@@ -119,16 +119,19 @@ impl Claim {
         Ok(())
     }
 
-    /// Remembers the answer, in the transaction of what it answers for.
+    /// Remembers the answer, in the transaction of what it answers for: a session, or some of its turns.
     pub(super) async fn remember(
         &self,
         tx: &mut Tx,
-        about: Option<(SessionId, Option<i64>)>,
+        about: Option<(SessionId, Option<(i64, i64)>)>,
         status: i64,
         answer: &str,
     ) -> Result<()> {
         let remember = tx
-            .sql("UPDATE idempotency_records SET status = $4, answer = $5, session_id = $6, turn = $7")
+            .sql(
+                "UPDATE idempotency_records SET status = $4, answer = $5, session_id = $6, turn = $7, \
+                     last_turn = $8",
+            )
             .push(MINE)
             .bind(self.tenant)
             .bind(self.key.as_str())
@@ -136,7 +139,8 @@ impl Claim {
             .bind(status)
             .bind(answer)
             .bind(about.map(|(session, _)| session))
-            .bind(about.and_then(|(_, turn)| turn));
+            .bind(about.and_then(|(_, turns)| turns).map(|(first, _)| first))
+            .bind(about.and_then(|(_, turns)| turns).map(|(_, last)| last));
         still_mine(remember.run().await?)
     }
 }

@@ -1,22 +1,29 @@
 //! All SQL. Everything else holds a [`Store`] and asks it in the words of [`crate::domain`].
 
+mod appends;
 mod connect;
 mod context;
 pub mod db;
 mod erasures;
 mod error;
+mod forks;
 mod idempotency;
+mod memory;
 mod migrate;
 mod search;
 mod sessions;
 mod turns;
+mod users;
 mod writer;
 
+pub use appends::{Appendix, RememberTurns};
 pub use connect::{ConnectError, DatabaseSettings, DatabaseUrl, Kind, SchemaStatus};
 pub use context::{Material, PastTurn};
-pub use erasures::{Deleted, OnlyIf};
+pub use erasures::{Deleted, Erased, OnlyIf, Redacted};
 pub use error::{Error, Result};
+pub use forks::NotForked;
 pub use idempotency::{Claim, Claimed, IdempotencyKey};
+pub use memory::Summary;
 pub use search::{Excerpt, Hit, Search};
 pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
 pub use turns::{

@@ -74,20 +74,13 @@ pub struct Excerpt {
 pub(super) struct Entry {
     pub turn: i64,
     pub created_at: Timestamp,
-    /// With spaces between, those of its scopes among them.
+    /// With spaces between.
     pub terms: String,
 }
 
 impl Entry {
-    pub fn new(
-        (tenant, user, session): (TenantId, &UserId, SessionId),
-        turn: i64,
-        created_at: Timestamp,
-        texts: [&str; 2],
-    ) -> Self {
-        let scopes = [Scope::Tenant, Scope::User(user.clone()), Scope::Session(session)];
-        let scopes = scopes.map(|scope| scope.term(tenant)).into_iter();
-        let terms: Vec<String> = scopes.chain(search::terms(texts)).collect();
+    pub fn new(turn: i64, created_at: Timestamp, texts: [&str; 2]) -> Self {
+        let terms: Vec<String> = search::terms(texts).into_iter().collect();
         Self { turn, created_at, terms: terms.join(" ") }
     }
 }
@@ -95,10 +88,12 @@ impl Entry {
 /// Writes the entries of one session's turns, which follow each other.
 pub(super) async fn index(
     tx: &mut Tx,
-    (tenant, session): (TenantId, SessionId),
+    (tenant, user, session): (TenantId, &UserId, SessionId),
     entries: &[Entry],
 ) -> Result<()> {
     let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
+    let scopes = [Scope::Tenant, Scope::User(user.clone()), Scope::Session(session)];
+    let scopes = scopes.map(|scope| scope.term(tenant)).join(" ");
     for entry in entries {
         tx.sql_each(
             "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) VALUES ($1, $2, $3, $4, $5)",
@@ -109,7 +104,7 @@ pub(super) async fn index(
         .bind(tenant)
         .bind(entry.turn)
         .bind(entry.created_at)
-        .bind(entry.terms.as_str())
+        .bind(format!("{scopes} {}", entry.terms).trim_end().to_owned())
         .run()
         .await?;
     }

@@ -114,7 +114,7 @@ impl Store {
         session: Session,
         remember: Option<(Claim, String)>,
     ) -> Result<()> {
-        self.writer.write(InsertSession { tenant: caller.tenant, session, remember }).await
+        self.writer.write(InsertSession { tenant: caller.tenant, session, last_turn: 0, remember }).await
     }
 
     pub async fn session(&self, caller: Caller, id: SessionId) -> Result<Option<Session>> {
@@ -198,7 +198,7 @@ impl Store {
             tx.rollback().await?;
             return Ok(Err(NotUpdated::Unknown));
         };
-        if if_match.is_some_and(|etags| !etags.matches(&session)) {
+        if if_match.is_some_and(|etags| !etags.match_tag(&session.etag())) {
             tx.rollback().await?;
             return Ok(Err(NotUpdated::Changed));
         }
@@ -263,6 +263,8 @@ impl Cutoffs {
 pub(super) struct InsertSession {
     pub tenant: TenantId,
     pub session: Session,
+    /// The number of its last turn, where it has some from the beginning.
+    pub last_turn: i64,
     pub remember: Option<(Claim, String)>,
 }
 
@@ -277,8 +279,9 @@ impl Write for InsertSession {
         let session = &self.session;
         tx.sql(
             "INSERT INTO sessions (session_id, tenant_id, user_id, title, metadata, system_prompt, temporary, \
-                 ttl_seconds, created_at, last_activity, expires_at, ended_at, forked_from_session, forked_from_turn) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                 ttl_seconds, created_at, last_activity, expires_at, ended_at, forked_from_session, forked_from_turn, \
+                 completed_turns, last_turn) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         )
         .bind(session.id)
         .bind(self.tenant)
@@ -294,6 +297,8 @@ impl Write for InsertSession {
         .bind(session.ended_at)
         .bind(session.forked_from_session)
         .bind(session.forked_from_turn)
+        .bind(session.completed_turns)
+        .bind(self.last_turn)
         .run()
         .await?;
         tx.sql("INSERT INTO session_memory (session_id, tenant_id, updated_at) VALUES ($1, $2, $3)")

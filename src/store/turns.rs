@@ -9,6 +9,7 @@ use super::{
     Error, Result, Store,
     db::Tx,
     idempotency::Claim,
+    memory,
     search::{self, Entry},
     sessions::InsertSession,
     writer::Write,
@@ -18,6 +19,7 @@ use crate::domain::{
     clock::Timestamp,
     ids::{RequestId, SessionId},
     json::Metadata,
+    memory::Learnt,
     page::{Direction, Page, Position},
     session::{Session, UserId},
     turn::{Turn, TurnStatus, Usage},
@@ -121,6 +123,8 @@ pub struct Completion {
     pub response_tokens: i64,
     pub model: String,
     pub usage: Option<Usage>,
+    /// What the message says about its user.
+    pub learnt: Learnt,
 }
 
 /// What became of an attempt to end a turn.
@@ -176,8 +180,7 @@ impl Store {
         // Made here, not in the one task that writes.
         let entry = match &ending {
             Ending::Completed(done) => {
-                let owner = (key.tenant, &done.user, key.session);
-                Some(Entry::new(owner, key.turn, done.created_at, [&done.message, &done.response]))
+                Some(Entry::new(key.turn, done.created_at, [&done.message, &done.response]))
             }
             Ending::Failed { .. } => None,
         };
@@ -311,7 +314,7 @@ impl Write for Admit {
         let admission = &self.admission;
         if let Destination::New(session) = &admission.session {
             let session = (**session).clone();
-            InsertSession { tenant: self.tenant, session, remember: None }.apply(tx).await?;
+            InsertSession { tenant: self.tenant, session, last_turn: 0, remember: None }.apply(tx).await?;
         }
         let clock = tx.clock().await?;
         if let Some(numbered) = self.number(tx, clock).await? {
@@ -509,14 +512,15 @@ impl Write for End {
         if ended != 1 {
             return Err(Error::from(sqlx::Error::RowNotFound));
         }
-        if let Some(entry) = &self.entry {
-            search::index(tx, (tenant, session), std::slice::from_ref(entry)).await?;
+        if let (Some(entry), Some(done)) = (&self.entry, answer) {
+            search::index(tx, (tenant, &done.user, session), std::slice::from_ref(entry)).await?;
+            memory::learn(tx, (tenant, &done.user), (session, turn), done.created_at, &done.learnt).await?;
         }
         if self.has_pieces {
             drop_pieces(tx, session, tenant, turn).await?;
         }
         if let Some((claim, answer)) = &self.remember {
-            claim.remember(tx, Some((session, Some(turn))), 200, answer).await?;
+            claim.remember(tx, Some((session, Some((turn, turn)))), 200, answer).await?;
         }
         Ok(Ended::Stored)
     }
@@ -548,6 +552,19 @@ impl End {
             (Some(_), _) => Ended::LeaseLost,
         })
     }
+}
+
+/// Tells why a session takes no turn now.
+pub(super) async fn why_busy(
+    tx: &mut Tx,
+    tenant: TenantId,
+    session: SessionId,
+    now: Timestamp,
+) -> Result<NotAdmitted> {
+    let busy = "SELECT COALESCE(running_turn, last_turn) FROM sessions WHERE session_id = $1 AND tenant_id = $2 \
+         AND ended_at IS NULL AND (expires_at IS NULL OR expires_at > $3)";
+    let busy: Option<(i64,)> = tx.sql(busy).bind(session).bind(tenant).bind(now).optional().await?;
+    Ok(busy.map_or(NotAdmitted::Invalid, |(turn,)| NotAdmitted::Busy { turn }))
 }
 
 /// Locks a session's row and frees it from its running turn, counting `completed` more; `false` if that turn

@@ -13,9 +13,11 @@ use std::{
 
 use atlus::{
     app::App,
+    chat::Extract,
     config::{Config, ModelConfig, Provider, Settings},
     domain::{
         clock::{Clock, Timestamp},
+        memory::Learnt,
         session::UserId,
     },
     jobs, server,
@@ -166,6 +168,7 @@ pub fn completion(response: &str) -> Ending {
         response_tokens: 1,
         model: "m".to_owned(),
         usage: None,
+        learnt: Learnt::default(),
     }))
 }
 
@@ -241,6 +244,8 @@ impl Server {
     pub async fn with_model(kind: Kind, url: &str, change: impl FnOnce(&mut Config)) -> Self {
         Self::with(Database::on(kind).await, |config| {
             config.model = scripted(url);
+            // It is asked for answers only, unless a test wants more.
+            config.chat.extract = Extract::Off;
             change(config);
         })
         .await

@@ -1,0 +1,122 @@
+//! What is done with a turn once it has been answered: facts that a model finds, and the summary. Nobody waits for
+//! it, and a failure is logged and forgotten.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    ChatSettings,
+    facts::{self, Extract},
+    summary::Due,
+};
+use crate::{
+    domain::{caller::TenantId, ids::SessionId, session::UserId},
+    model::Model,
+    store::{Completion, Store, TurnKey},
+};
+
+/// Works at once, so that chats find the model and the database free.
+const AT_ONCE: usize = 4;
+/// Works that wait; more are not done.
+const WAITING: usize = 1000;
+
+/// Does what is due after turns.
+pub struct Afterwards(Arc<Parts>);
+
+struct Parts {
+    store: Store,
+    model: Arc<dyn Model>,
+    extract: Extract,
+    /// Tokens that a summary may have.
+    summary_tokens: i64,
+    time: Duration,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    waiting: Semaphore,
+    at_once: Semaphore,
+    /// Sessions whose summary is being made.
+    summarised: Mutex<HashSet<(TenantId, SessionId)>>,
+}
+
+impl Afterwards {
+    pub fn new(store: Store, model: Arc<dyn Model>, settings: &ChatSettings, tasks: TaskTracker) -> Self {
+        Self(Arc::new(Parts {
+            store,
+            model,
+            extract: settings.extract,
+            summary_tokens: (settings.context_tokens / 10).clamp(32, 1000),
+            time: settings.model_timeout,
+            tasks,
+            stopping: CancellationToken::new(),
+            waiting: Semaphore::new(WAITING),
+            at_once: Semaphore::new(AT_ONCE),
+            summarised: Mutex::default(),
+        }))
+    }
+
+    /// Does what is due after a turn, in the background.
+    pub fn work(&self, key: TurnKey, completion: &Arc<Completion>, due: Option<Due>) {
+        let parts = &self.0;
+        let stated = parts.extract == Extract::Model && completion.user != UserId::default();
+        let due = due.filter(|due| parts.lock().insert((due.tenant, due.session)));
+        if !stated && due.is_none() {
+            return;
+        }
+        let (parts, completion) = (parts.clone(), completion.clone());
+        self.0.tasks.spawn(async move {
+            let work = async {
+                let Ok(_place) = parts.waiting.try_acquire() else { return };
+                let Ok(_turn) = parts.at_once.acquire().await else { return };
+                if stated {
+                    parts.learn(key, &completion).await;
+                }
+                if let Some(due) = due.clone() {
+                    parts.summarise(due).await;
+                }
+            };
+            // A server that stops does not wait for this.
+            tokio::select! {
+                () = work => {}
+                () = parts.stopping.cancelled() => {}
+            }
+            if let Some(due) = due {
+                parts.lock().remove(&(due.tenant, due.session));
+            }
+        });
+    }
+
+    /// Gives up what is under way.
+    pub fn stop(&self) {
+        self.0.stopping.cancel();
+    }
+}
+
+impl Parts {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<(TenantId, SessionId)>> {
+        self.summarised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn learn(&self, key: TurnKey, completion: &Completion) {
+        let facts = facts::by_model(&*self.model, &completion.message, self.time).await;
+        if facts.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.keep_facts(key, &completion.user, facts).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "facts not kept");
+        }
+    }
+
+    async fn summarise(&self, due: Due) {
+        let model =
+            (self.extract != Extract::Off && self.model.follows_instructions()).then_some(&*self.model);
+        if let Err(error) = due.work(&self.store, model, self.summary_tokens, self.time).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "summary not kept");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Turns made elsewhere, added to a session in one transaction.
+
+use super::{
+    NotAdmitted, Result, Store,
+    db::Tx,
+    idempotency::Claim,
+    memory,
+    search::{self, Entry},
+    turns::why_busy,
+    writer::Write,
+};
+use crate::domain::{
+    caller::{Caller, TenantId},
+    clock::Timestamp,
+    ids::{RequestId, SessionId},
+    memory::Learnt,
+    session::UserId,
+    tokens,
+    turn::{NewTurn, Turn, TurnStatus},
+};
+
+/// Turns to add, all or none.
+#[derive(Clone)]
+pub struct Appendix {
+    pub session: SessionId,
+    /// At least one.
+    pub turns: Vec<NewTurn>,
+    /// What each turn's message says about its user.
+    pub learnt: Vec<Learnt>,
+    pub request_id: RequestId,
+    pub now: Timestamp,
+    pub remember: Option<RememberTurns>,
+}
+
+/// The key that remembers the answer, and how that is written.
+pub type RememberTurns = (Claim, fn(&[Turn]) -> String);
+
+impl Store {
+    /// Adds finished turns to an active session in which none runs.
+    pub async fn append_turns(
+        &self,
+        caller: Caller,
+        appendix: Appendix,
+    ) -> Result<Result<Vec<Turn>, NotAdmitted>> {
+        // Made here, not in the one task that writes.
+        let at = |turn: &NewTurn| turn.created_at.unwrap_or(appendix.now);
+        let entry = |turn: &NewTurn| Entry::new(0, at(turn), [&turn.message, &turn.response]);
+        let entries = appendix.turns.iter().map(entry).collect();
+        self.writer.write(Append { tenant: caller.tenant, appendix, entries }).await
+    }
+}
+
+struct Append {
+    tenant: TenantId,
+    appendix: Appendix,
+    /// Of the turns, in their order, before they have numbers.
+    entries: Vec<Entry>,
+}
+
+impl Write for Append {
+    type Answer = Result<Vec<Turn>, NotAdmitted>;
+
+    fn row(&self) -> i64 {
+        self.appendix.session.number()
+    }
+
+    async fn apply(&self, tx: &mut Tx) -> Result<Self::Answer> {
+        let (tenant, Appendix { session, now, .. }) = (self.tenant, &self.appendix);
+        let count = i64::try_from(self.appendix.turns.len()).unwrap_or(i64::MAX);
+        let numbered: Option<(i64, UserId)> = tx
+            .sql(
+                "UPDATE sessions SET last_turn = last_turn + $4, completed_turns = completed_turns + $4, \
+                     last_activity = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END, \
+                     expires_at = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END + ttl_seconds * 1000 \
+                 WHERE session_id = $1 AND tenant_id = $2 AND running_turn IS NULL AND ended_at IS NULL \
+                     AND (expires_at IS NULL OR expires_at > $3) RETURNING last_turn, user_id",
+            )
+            .bind(*session)
+            .bind(tenant)
+            .bind(*now)
+            .bind(count)
+            .optional()
+            .await?;
+        let Some((last, user)) = numbered else {
+            return Ok(Err(why_busy(tx, tenant, *session, *now).await?));
+        };
+        let first = last - count + 1;
+        let turns: Vec<Turn> =
+            (first..).zip(&self.appendix.turns).map(|(n, turn)| self.record(n, turn)).collect();
+        for turn in &turns {
+            insert(tx, tenant, turn).await?;
+        }
+        let entries: Vec<Entry> =
+            (first..).zip(&self.entries).map(|(turn, entry)| Entry { turn, ..entry.clone() }).collect();
+        search::index(tx, (tenant, &user, *session), &entries).await?;
+        for (turn, learnt) in turns.iter().zip(&self.appendix.learnt) {
+            memory::learn(tx, (tenant, &user), (*session, turn.turn), turn.created_at, learnt).await?;
+        }
+        if let Some((claim, render)) = &self.appendix.remember {
+            claim.remember(tx, Some((*session, Some((first, last)))), 201, &render(&turns)).await?;
+        }
+        Ok(Ok(turns))
+    }
+}
+
+impl Append {
+    fn record(&self, number: i64, turn: &NewTurn) -> Turn {
+        let at = turn.created_at.unwrap_or(self.appendix.now);
+        Turn {
+            session_id: self.appendix.session,
+            turn: number,
+            status: TurnStatus::Completed,
+            message: turn.message.clone(),
+            response: Some(turn.response.clone()),
+            error_code: None,
+            error_message: None,
+            model: turn.model.clone(),
+            prompt_tokens: None,
+            completion_tokens: None,
+            total_tokens: None,
+            execution_us: None,
+            request_id: self.appendix.request_id.clone(),
+            metadata: turn.metadata.clone(),
+            created_at: at,
+            completed_at: Some(at),
+        }
+    }
+}
+
+/// Writes a completed turn.
+async fn insert(tx: &mut Tx, tenant: TenantId, turn: &Turn) -> Result<()> {
+    let response = turn.response.as_deref().unwrap_or_default();
+    tx.sql(
+        "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, response, \
+             response_tokens, model, metadata, request_id, created_at, completed_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)",
+    )
+    .bind(turn.session_id)
+    .bind(tenant)
+    .bind(turn.turn)
+    .bind(turn.status)
+    .bind(turn.message.as_str())
+    .bind(tokens::count(&turn.message))
+    .bind(response)
+    .bind(tokens::count(response))
+    .bind(turn.model.clone())
+    .bind(turn.metadata.to_text())
+    .bind(&turn.request_id)
+    .bind(turn.created_at)
+    .run()
+    .await?;
+    Ok(())
+}
