@@ -136,7 +136,7 @@ fn document() -> Value {
 }
 
 /// The groups of operations as they should be read.
-const READING_ORDER: [&str; 4] = ["Sessions", "Chat", "Turns", "Operations"];
+const READING_ORDER: [&str; 7] = ["Sessions", "Chat", "Turns", "Memory", "Users", "Search", "Operations"];
 
 fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
     let paths = document["paths"].as_object_mut();
@@ -145,7 +145,10 @@ fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
 }
 
 /// Types of requests, whose fields may be left out.
-const REQUESTS: [&str; 3] = ["NewSession", "SessionChange", "ChatRequest"];
+const REQUESTS: [&str; 9] = [
+    "NewSession", "SessionChange", "NewFork", "ChatRequest", "NewTurns", "NewTurn", "MemoryChange",
+    "BehaviorProfileChange", "UserMemoryChange",
+];
 
 /// A field of an answer is there even if it is null, unless it is left out where there is nothing to tell.
 fn require_what_is_always_there(document: &mut Value) {

@@ -51,6 +51,7 @@ codes! {
     InvalidSession = NOT_FOUND,
     NoSessionFound = NOT_FOUND,
     TurnNotFound = NOT_FOUND,
+    UserNotFound = NOT_FOUND,
     NotFound = NOT_FOUND,
     MethodNotAllowed = METHOD_NOT_ALLOWED,
     RequestTimeout = REQUEST_TIMEOUT,
@@ -115,6 +116,10 @@ impl ApiError {
 
     pub fn turn_not_found(turn: &str) -> Self {
         Self::new(Code::TurnNotFound, format!("Turn {turn} not found"))
+    }
+
+    pub fn user_not_found(user: &UserId) -> Self {
+        Self::new(Code::UserNotFound, format!("User {} not found", user.as_str()))
     }
 
     pub fn invalid_cursor() -> Self {

@@ -39,6 +39,14 @@ pub async fn begin(
     }
 }
 
+/// Frees the key of work that failed, so that the request may be sent again.
+pub async fn settle<T>(app: &App, claim: Option<Claim>, outcome: Result<T, ApiError>) -> Result<T, ApiError> {
+    if let (Err(_), Some(claim)) = (&outcome, claim) {
+        app.store.release_claim(claim).await?;
+    }
+    outcome
+}
+
 /// How long a client waits that asks for an answer still in the making.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 

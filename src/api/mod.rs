@@ -9,10 +9,13 @@ pub mod error;
 mod headers;
 mod idempotency;
 mod json;
+mod memory;
 mod operations;
+mod search;
 mod sessions;
 mod sse;
 mod turns;
+mod users;
 mod wire;
 
 use std::{collections::HashMap, sync::Arc};
@@ -40,17 +43,34 @@ enum Tag {
     Chat,
     /// What was said.
     Turns,
+    /// What a session remembers, and what its model is shown.
+    Memory,
+    /// People, and what is known about them.
+    Users,
+    /// Finding what was said.
+    Search,
     /// What operators and machines ask.
     Operations,
 }
 
-type Apis = (sessions::SessionsApi, chat::ChatApi, turns::TurnsApi, operations::OperationsApi);
+type Apis = (
+    sessions::SessionsApi,
+    chat::ChatApi,
+    turns::TurnsApi,
+    memory::MemoryApi,
+    users::UsersApi,
+    search::SearchApi,
+    operations::OperationsApi,
+);
 
 fn apis(app: &Arc<App>) -> Apis {
     (
         sessions::SessionsApi(app.clone()),
         chat::ChatApi(app.clone()),
         turns::TurnsApi(app.clone()),
+        memory::MemoryApi(app.clone()),
+        users::UsersApi(app.clone()),
+        search::SearchApi(app.clone()),
         operations::OperationsApi(app.clone()),
     )
 }

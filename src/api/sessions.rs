@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     app::App,
+    chat,
     domain::{
         caller::Caller,
         clock::Timestamp,
@@ -29,7 +30,7 @@ use crate::{
         page::{Direction, Listing},
         session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
     },
-    store::{self, NotUpdated, OnlyIf, SessionFilter, SessionOrder, SessionPatch},
+    store::{self, Claim, NotForked, NotUpdated, OnlyIf, SessionFilter, SessionOrder, SessionPatch},
 };
 
 /// A new session; every field may be left out.
@@ -73,6 +74,21 @@ struct SessionChange {
     /// False ends the session; true reopens it, also after it has expired.
     #[oai(nullable)]
     is_active: Option<bool>,
+}
+
+/// A copy of a session; every field may be left out.
+#[derive(Object, Deserialize, Default)]
+#[serde(default)]
+struct NewFork {
+    /// The last turn that the fork holds; the last completed one if absent.
+    #[oai(nullable, validator(minimum(value = "1")))]
+    turn: Option<i64>,
+    /// Instead of the session's own.
+    #[oai(nullable)]
+    metadata: Option<Metadata>,
+    /// Instead of the session's own.
+    #[oai(nullable)]
+    title: Option<Title>,
 }
 
 /// Where a fork came from.
@@ -231,12 +247,8 @@ impl SessionsApi {
         };
         let data = SessionView::at(session.clone(), now).to_json_string();
         let remember = claim.clone().map(|claim| (claim, data.clone()));
-        if let Err(error) = self.0.store.insert_session(caller, session, remember).await {
-            if let Some(claim) = claim {
-                self.0.store.release_claim(claim).await?;
-            }
-            return Err(error.into());
-        }
+        let made = self.0.store.insert_session(caller, session, remember).await;
+        idempotency::settle(&self.0, claim, made.map_err(Into::into)).await?;
         Ok(Kept::new(data, false, now))
     }
 
@@ -282,10 +294,7 @@ impl SessionsApi {
             metadata: metadata.0.unwrap_or_default().0,
         };
         let listing = Listing::of(&["sessions", order_name, direction.sql().1, &format!("{filter:?}")]);
-        let after = match &cursor.0 {
-            Some(cursor) => Some(cursor.position(listing).ok_or_else(ApiError::invalid_cursor)?),
-            None => None,
-        };
+        let after = Cursor::read(cursor.0.as_ref(), listing)?;
         let page = self.0.store.sessions(caller, &filter, (order, direction), after, limit.0.0, now).await?;
         let page = page.map(|session| SessionView::at(session, now));
         Ok(found(PageView::of(page, listing), now))
@@ -355,6 +364,39 @@ impl SessionsApi {
         Ok(tagged(SessionView::at(session, now), etag, now))
     }
 
+    /// Fork a session
+    ///
+    /// A new session of the same user with a copy of the turns and the memory, which goes its own way from there. A
+    /// session that has ended or expired can be forked, too.
+    #[oai(path = "/:session_id/fork", method = "post", operation_id = "forkSession")]
+    async fn fork(
+        &self,
+        caller: Caller,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+        /// Send the same key again to get the first answer again instead of a second fork.
+        #[oai(name = "Idempotency-Key")]
+        key: KeyHeader,
+        body: OptionalBody<NewFork>,
+    ) -> Result<Kept<201, SessionView>, ApiError> {
+        let Body { value, digest } = body.0;
+        if value.turn.is_some_and(|turn| turn < 1) {
+            return Err(ApiError::field("turn", "must be 1 or more"));
+        }
+        let claim = match idempotency::begin(&self.0, caller, key.0, digest).await? {
+            Begun::Do(claim) => claim,
+            Begun::Done(data) => return Ok(Kept::new(data, true, self.now())),
+        };
+        // In a task of its own: a client that leaves does not leave half a fork.
+        let (app, parent) = (self.0.clone(), session_id.0);
+        let made = self.0.tasks.spawn(async move {
+            let made = Self::make_fork(&app, caller, &parent, value, claim.clone()).await;
+            idempotency::settle(&app, claim, made).await
+        });
+        let data = made.await.map_err(|_| ApiError::internal())??;
+        Ok(Kept::new(data, false, self.now()))
+    }
+
     /// Delete a session
     ///
     /// Removes the session with its turns, its memory and what was learnt only from it, and answers when all of
@@ -389,6 +431,39 @@ impl SessionsApi {
 }
 
 impl SessionsApi {
+    /// Makes a fork with its turns; the fork's `data`.
+    async fn make_fork(
+        app: &App,
+        caller: Caller,
+        parent: &SessionRef,
+        wanted: NewFork,
+        claim: Option<Claim>,
+    ) -> Result<String, ApiError> {
+        let not_found = || ApiError::session_not_found(&parent.text);
+        let refuse = |refusal| match refusal {
+            NotForked::UnknownSession => not_found(),
+            NotForked::UnknownTurn => ApiError::turn_not_found(&wanted.turn.unwrap_or(0).to_string()),
+            NotForked::Running => ApiError::chat(chat::Error::Busy { turn: wanted.turn.unwrap_or(0) }, None),
+        };
+        let (id, now) = (parent.id.ok_or_else(not_found)?, app.clock.now());
+        let session = app.store.session(caller, id).await?.ok_or_else(not_found)?;
+        let through = app.store.fork_point(caller, id, wanted.turn).await?.map_err(refuse)?;
+        // A temporary session's short life is not wanted for what is made of it on purpose.
+        let ttl = session.ttl_seconds.filter(|_| !session.temporary);
+        let fork = Session {
+            title: wanted.title.or(session.title),
+            metadata: wanted.metadata.unwrap_or(session.metadata),
+            system_prompt: session.system_prompt,
+            forked_from_session: Some(id),
+            forked_from_turn: Some(through),
+            ..Session::new(session.user_id, now).with_ttl(ttl)
+        };
+        let data = SessionView::at(fork.clone(), now).to_json_string();
+        let remember = claim.map(|claim| (claim, data.clone()));
+        app.store.fork_session(caller, fork, &*app.clock, remember).await?.map_err(refuse)?;
+        Ok(data)
+    }
+
     fn now(&self) -> Timestamp {
         self.0.clock.now()
     }

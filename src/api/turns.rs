@@ -1,4 +1,4 @@
-//! `/sessions/{session_id}/turns`: reading what was said.
+//! `/sessions/{session_id}/turns`: what was said, also elsewhere, and taking it back.
 
 use std::sync::Arc;
 
@@ -6,30 +6,37 @@ use poem::Result;
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
+    types::ToJSON,
 };
+use serde::Deserialize;
 
 use super::{
     Tag,
     arrival::Arrival,
-    envelope::{Found, PageView, found},
+    envelope::{Found, Kept, PageView, found},
     error::{ApiError, Code},
-    headers::LastEventId,
+    headers::{KeyHeader, LastEventId},
+    idempotency::{self, Begun},
+    json::Body,
     sse::{EventStream, StartEvent},
-    wire::{Cursor, Limit, SessionRef, TurnRef},
+    wire::{Cursor, Limit, MessageText, ModelName, ResponseText, SessionRef, TurnRef},
 };
 use crate::{
     app::App,
-    chat::Followed,
+    chat::{self, Followed},
     domain::{
         caller::Caller,
         clock::Timestamp,
         ids::{RequestId, SessionId},
         json::Metadata,
         page::{Direction, Listing},
-        turn::{Turn, TurnStatus, Usage},
+        turn::{NewTurn, Turn, TurnStatus, Usage},
     },
-    store::Cancelled,
+    store::{Cancelled, Redacted},
 };
+
+/// Turns that may be added at once.
+const MAX_ADDED: usize = 100;
 
 /// What an answer cost, in the model's own tokens.
 #[derive(Object)]
@@ -118,6 +125,59 @@ pub(super) fn seconds(micros: i64) -> f64 {
     micros as f64 / 1e6
 }
 
+/// Turns made elsewhere.
+#[derive(Object, Deserialize)]
+struct NewTurns {
+    /// In the order in which they were made; all are added, or none.
+    #[oai(validator(min_items = "1", max_items = "100"))]
+    turns: Vec<NewTurnView>,
+}
+
+/// A finished turn that was made elsewhere.
+#[derive(Object, Deserialize)]
+#[oai(rename = "NewTurn")]
+struct NewTurnView {
+    /// What the user said, as it is; 32,000 characters at most unless the server is set otherwise.
+    message: MessageText,
+    /// What was answered.
+    response: ResponseText,
+    /// Kept with the turn: a JSON object of at most 16 KiB.
+    #[serde(default)]
+    #[oai(nullable)]
+    metadata: Option<Metadata>,
+    /// The model that answered.
+    #[serde(default)]
+    #[oai(nullable)]
+    model: Option<ModelName>,
+    /// When the turn was made; now if absent.
+    #[serde(default)]
+    #[oai(nullable)]
+    created_at: Option<Timestamp>,
+}
+
+/// The turns that were added.
+#[derive(Object)]
+struct AddedTurns {
+    items: Vec<TurnView>,
+}
+
+impl From<NewTurnView> for NewTurn {
+    fn from(turn: NewTurnView) -> Self {
+        Self {
+            message: turn.message.0,
+            response: turn.response.0,
+            metadata: turn.metadata.unwrap_or_default(),
+            model: turn.model.map(|model| model.0),
+            created_at: turn.created_at,
+        }
+    }
+}
+
+/// Added turns as JSON, the same each time.
+fn render(turns: &[Turn]) -> String {
+    AddedTurns { items: turns.iter().cloned().map(Into::into).collect() }.to_json_string()
+}
+
 pub struct TurnsApi(pub Arc<App>);
 
 #[OpenApi(prefix_path = "/api/v1/sessions", tag = "Tag::Turns")]
@@ -146,16 +206,53 @@ impl TurnsApi {
         let direction = direction.0.unwrap_or(Direction::Asc);
         let status_name = status.0.map_or("", TurnStatus::as_str);
         let listing = Listing::of(&["turns", &id.to_string(), direction.sql().1, status_name]);
-        let after = match &cursor.0 {
-            Some(cursor) => Some(cursor.position(listing).ok_or_else(ApiError::invalid_cursor)?),
-            None => None,
-        };
+        let after = Cursor::read(cursor.0.as_ref(), listing)?;
         let store = &self.0.store;
         let page = store.turns(caller, id, status.0, direction, after, limit.0.0).await?;
         if page.items.is_empty() {
             store.session(caller, id).await?.ok_or_else(not_found)?;
         }
         Ok(found(PageView::of(page, listing), self.0.clock.now()))
+    }
+
+    /// Add turns made elsewhere
+    ///
+    /// Bring your own model, or a conversation from elsewhere: 1 to 100 finished turns are added in order, all or
+    /// none. They count, are searched and shown to the model like any other.
+    #[oai(path = "/:session_id/turns", method = "post", operation_id = "appendTurns")]
+    async fn append(
+        &self,
+        caller: Caller,
+        arrival: Arrival,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+        /// Send the same key again to get the first answer again; nothing is added twice.
+        #[oai(name = "Idempotency-Key")]
+        key: KeyHeader,
+        body: Body<NewTurns>,
+    ) -> Result<Kept<201, AddedTurns>, ApiError> {
+        let now = || self.0.clock.now();
+        let turns: Vec<NewTurn> = body.value.turns.into_iter().map(Into::into).collect();
+        if turns.is_empty() || turns.len() > MAX_ADDED {
+            return Err(ApiError::field("turns", format!("must be 1 to {MAX_ADDED} turns")));
+        }
+        if let Some(i) = turns.iter().position(|turn| turn.message.trim().is_empty()) {
+            return Err(ApiError::field(format!("turns[{i}].message"), "must not be empty"));
+        }
+        let id = session_id.id.ok_or_else(|| ApiError::invalid_session(&session_id.text))?;
+        let claim = match idempotency::begin(&self.0, caller, key.0, body.digest).await? {
+            Begun::Do(claim) => claim,
+            Begun::Done(data) => return Ok(Kept::new(data, true, now())),
+        };
+        // In a task of its own: a claim whose client has left is freed all the same.
+        let app = self.0.clone();
+        let added = self.0.tasks.spawn(async move {
+            let remember = claim.clone().map(|claim| (claim, render as fn(&[Turn]) -> String));
+            let added = app.engine.append(caller, id, turns, arrival.request_id, remember).await;
+            idempotency::settle(&app, claim, added.map_err(|error| ApiError::chat(error, Some(id)))).await
+        });
+        let added = added.await.map_err(|_| ApiError::internal())??;
+        Ok(Kept::new(render(&added), false, now()))
     }
 
     /// Get a turn
@@ -179,6 +276,31 @@ impl TurnsApi {
             return Err(ApiError::turn_not_found(&turn.text));
         };
         Ok(found(found_turn.into(), self.0.clock.now()))
+    }
+
+    /// Erase a turn
+    ///
+    /// Takes its content away everywhere: message, response, metadata, search, facts that came only from it, summaries
+    /// that cover it, remembered answers. The number stays, with the status `deleted`.
+    #[oai(path = "/:session_id/turns/:turn", method = "delete", operation_id = "deleteTurn")]
+    async fn delete(
+        &self,
+        caller: Caller,
+        /// The session's id.
+        session_id: Path<SessionRef>,
+        /// The turn's number.
+        turn: Path<TurnRef>,
+    ) -> Result<Found<TurnView>, ApiError> {
+        let no_session = || ApiError::session_not_found(&session_id.text);
+        let (id, number) = (session_id.id.ok_or_else(no_session)?, turn.turn.unwrap_or(0));
+        match self.0.store.redact_turn(caller, id, number, self.0.clock.now()).await? {
+            Redacted::Done => {}
+            Redacted::UnknownSession => return Err(no_session()),
+            Redacted::UnknownTurn => return Err(ApiError::turn_not_found(&turn.text)),
+            Redacted::Running => return Err(ApiError::chat(chat::Error::Busy { turn: number }, None)),
+        }
+        let record = self.0.store.turn(caller, id, number).await?.ok_or_else(no_session)?;
+        Ok(found(record.into(), self.0.clock.now()))
     }
 
     /// Hear a turn's answer while it comes

@@ -13,10 +13,12 @@ use poem_openapi::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
+use super::{error::ApiError, users::Facts};
 use crate::domain::{
     clock::Timestamp,
     ids::{RequestId, SessionId},
     json::{JsonObject, Metadata, is_too_deep},
+    memory::WorkingMemory,
     page::{Direction, Listing, Position},
     session::{SystemPrompt, Title, TtlSeconds, UserId},
     text::refuse_nul,
@@ -149,7 +151,9 @@ wire!(
     |ttl| ttl.seconds().into()
 );
 wire!(Metadata, "Metadata", object(json!({"source": "web"})), |metadata| metadata.as_map().clone().into());
-read_json!(UserId, Title, SystemPrompt, TtlSeconds, Metadata);
+wire!(WorkingMemory, "WorkingMemory", object(json!({"step": 2})), |memory| memory.as_map().clone().into());
+wire!(Facts, "Facts", object(json!({"name": "John", "age": null})), |facts| facts.as_map().clone().into());
+read_json!(UserId, Title, SystemPrompt, TtlSeconds, Metadata, WorkingMemory, Facts);
 read_parameter!(UserId: |text| text.to_owned().try_into());
 
 wire!(
@@ -165,7 +169,9 @@ wire!(SessionId, "SessionId", matching("^session_[0-9a-f]{16}$", "session_a1b2c3
     .to_string()
     .into());
 wire!(RequestId, "RequestId", text(1, 128, "req_0f1e2d3c4b5a6978"), |id| id.as_str().into());
-only_written!(Timestamp, RequestId, SessionId);
+only_written!(RequestId, SessionId);
+read_json!(Timestamp);
+read_parameter!(Timestamp: |text| text.to_owned().try_into());
 
 wire!(
     TurnStatus,
@@ -200,6 +206,49 @@ wire!(
     MetaSchema { example: Some("What's my name?".into()), ..MetaSchema::new("string") },
     |message| message.0.as_str().into()
 );
+
+/// What was answered elsewhere: any text without U+0000, also none.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ResponseText(pub String);
+
+impl TryFrom<String> for ResponseText {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        refuse_nul(&text).map(|()| Self(text))
+    }
+}
+
+wire!(
+    ResponseText,
+    "ResponseText",
+    MetaSchema { example: Some("Your name is John.".into()), ..MetaSchema::new("string") },
+    |response| response.0.as_str().into()
+);
+
+/// What is searched for: any text of 1 to 1,000 characters.
+#[derive(Clone, Debug)]
+pub struct SearchText(pub String);
+
+wire!(SearchText, "SearchText", text(1, 1000, "\"budget meeting\" friday"), |text| text.0.as_str().into());
+read_parameter!(SearchText: |text| match text.chars().take(1001).count() {
+    1..=1000 => Ok(Self(text.to_owned())),
+    _ => Err("must be 1 to 1000 characters long".to_owned()),
+});
+
+/// A budget of tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenBudget(pub i64);
+
+impl TokenBudget {
+    const MAX: i32 = 10_000_000;
+}
+
+wire!(TokenBudget, "TokenBudget", integer(1, Some(Self::MAX)), |budget| budget.0.into());
+read_parameter!(TokenBudget: |text| {
+    let budget = text.parse().ok().filter(|budget| (1..=i64::from(Self::MAX)).contains(budget));
+    budget.map(Self).ok_or_else(|| format!("must be a number from 1 to {}", Self::MAX))
+});
 
 /// The name of a model.
 #[derive(Clone, Debug, Deserialize)]
@@ -263,7 +312,8 @@ impl TryFrom<i64> for MaxTokens {
 }
 
 wire!(MaxTokens, "MaxTokens", integer(1, Some(Self::MAX)), |tokens| { tokens.0.into() });
-read_json!(MessageText, ModelName, Temperature, MaxTokens);
+read_parameter!(MessageText: |text| text.to_owned().try_into());
+read_json!(MessageText, ResponseText, ModelName, Temperature, MaxTokens);
 
 /// A session named in a path. Text that is no id names no session, so reading it never fails.
 #[derive(Clone, Debug)]
@@ -306,9 +356,10 @@ read_parameter!(Limit: |text| {
 pub struct Cursor(String);
 
 impl Cursor {
-    /// Where to go on; `None` if the cursor was not issued for this listing.
-    pub fn position(&self, listing: Listing) -> Option<Position> {
-        Position::parse(&self.0, listing)
+    /// Where to go on; refuses a cursor that was not issued for this listing.
+    pub fn read(cursor: Option<&Self>, listing: Listing) -> Result<Option<Position>, ApiError> {
+        let read = |cursor: &Self| Position::parse(&cursor.0, listing).ok_or_else(ApiError::invalid_cursor);
+        cursor.map(read).transpose()
     }
 }
 
