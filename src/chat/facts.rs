@@ -62,7 +62,10 @@ const WISH: &str = "You find lasting facts and preferences that users state abou
 /// What a model learns from a message; nothing if it fails.
 pub async fn by_model(model: &dyn Model, message: &str, time: Duration) -> Vec<Fact> {
     let ask = Ask {
-        messages: vec![Message::new(Role::System, WISH), Message::new(Role::User, message)],
+        messages: vec![
+            Message::new(Role::System, WISH),
+            Message::new(Role::User, format!("The user's message:\n{message}")),
+        ],
         options: Options { temperature: Some(0.0), ..Options::default() },
         stream: false,
         deadline: Instant::now() + time,

@@ -24,13 +24,17 @@ pub async fn recall(
     let search = Search {
         before_turn: Some(before),
         common: COMMON,
+        neighbours: true,
         ..Search::new(Question::words(message), Scope::Session(session))
     };
-    let mut hits = store.search(tenant, &search).await?;
-    hits.truncate(TURNS);
-    let mut turns = Vec::with_capacity(hits.len());
-    for hit in &hits {
+    let hits = store.search(tenant, &search).await?;
+    let mut turns = Vec::with_capacity(TURNS);
+    // Some next to those that match may not have been completed, or are shown anyway.
+    for hit in hits.iter().filter(|hit| hit.turn < before).take(2 * TURNS) {
         turns.extend(store.past_turns(tenant, session, (hit.turn, hit.turn), 1).await?);
+        if turns.len() == TURNS {
+            break;
+        }
     }
     Ok(turns)
 }

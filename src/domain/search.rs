@@ -28,9 +28,9 @@ const MAX_ASKED: usize = 32;
 
 /// How fast more occurrences of a term stop counting, and how much long texts are held back: BM25's k1 and b.
 const SATURATION: f64 = 1.2;
-const LENGTH: f64 = 0.5;
-/// What a message gets of the scores of those one and two steps away, in steps of messages and of turns.
-const NEIGHBOURS: [(usize, i64, f64); 2] = [(1, 1, 0.4), (2, 2, 0.2)];
+const LENGTH: f64 = 0.4;
+/// What a message gets of the scores of those one, two and three steps away from it.
+const NEIGHBOURS: [f64; 3] = [0.5, 0.25, 0.12];
 
 /// Words that say nothing about what a text is about, with their contractions as [`Words`] reads them.
 const STOP_WORDS: &str = " a about above after again all also am an and any are arent as at be because been before being \
@@ -347,24 +347,45 @@ pub struct Candidate {
     pub tokens: i64,
 }
 
+impl Candidate {
+    /// Whether it holds any word of the question itself.
+    pub fn matches(&self) -> bool {
+        self.counts.iter().any(|count| *count > 0)
+    }
+}
+
 /// Scores candidates, which must be in the order of their places; the same order.
 pub fn score(candidates: &[Candidate], rarity: &[f64]) -> Vec<f64> {
+    let matching = || candidates.iter().filter(|candidate| candidate.matches());
     #[expect(clippy::cast_precision_loss, reason = "lengths of texts")]
-    let mean = candidates.iter().map(|c| c.tokens as f64).sum::<f64>() / (candidates.len().max(1) as f64);
+    let mean = matching().map(|c| c.tokens as f64).sum::<f64>() / (matching().count().max(1) as f64);
     let own: Vec<f64> = candidates.iter().map(|candidate| bm25(candidate, rarity, mean.max(1.0))).collect();
-    let near = |i: usize, j: usize, distance: i64| {
-        let ((session, turn, _), (other, at, _)) = (candidates[i].place, candidates[j].place);
-        session == other && (turn - at).abs() <= distance
+    let positions = positions(candidates);
+    let share = |i: usize, j: usize| {
+        let steps = positions[i].abs_diff(positions[j]);
+        NEIGHBOURS.get(steps - 1).map(|weight| own[j] * weight)
     };
     let shares = |i: usize| -> f64 {
-        let share = |(steps, distance, weight): (usize, i64, f64)| -> f64 {
-            let both = [i.checked_sub(steps), Some(i + steps)];
-            let scores = both.into_iter().flatten().filter(|j| *j < own.len() && near(i, *j, distance));
-            scores.map(|j| own[j] * weight).sum()
-        };
-        NEIGHBOURS.into_iter().map(share).sum()
+        let before = (0..i).rev().map_while(|j| share(i, j));
+        let after = (i + 1..own.len()).map_while(|j| share(i, j));
+        before.chain(after).sum()
     };
     (0..own.len()).map(|i| own[i] + shares(i)).collect()
+}
+
+/// How many messages and responses into the conversations each candidate stands. What was not found is not here; the
+/// turns between are taken to have as many parts as those that are.
+fn positions(candidates: &[Candidate]) -> Vec<usize> {
+    let parts = if candidates.iter().any(|candidate| candidate.place.2) { 2 } else { 1 };
+    let mut at = 0;
+    let mut positions = vec![at; candidates.len().min(1)];
+    for pair in candidates.windows(2) {
+        let [(session, turn, _), (next_session, next_turn, _)] = [pair[0].place, pair[1].place];
+        let between = usize::try_from(next_turn - turn - 1).unwrap_or(0).min(NEIGHBOURS.len());
+        at += if session == next_session { 1 + between * parts } else { NEIGHBOURS.len() + 1 };
+        positions.push(at);
+    }
+    positions
 }
 
 fn bm25(candidate: &Candidate, rarity: &[f64], mean: f64) -> f64 {
@@ -375,4 +396,104 @@ fn bm25(candidate: &Candidate, rarity: &[f64], mean: f64) -> f64 {
         weight * count * (SATURATION + 1.0) / (count + SATURATION * length)
     };
     candidate.counts.iter().zip(rarity).map(term).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(text: &str) -> Vec<String> {
+        terms([text, ""]).into_iter().collect()
+    }
+
+    #[test]
+    fn words_are_found_by_their_stems_without_accents_case_and_stop_words() {
+        for (text, expected) in [
+            ("What did the cats do?", &["cat"][..]),
+            ("Running, ran, RUNS", &["ran", "run"]),
+            ("John’s and John's dogs", &["dog", "john"]),
+            ("O'Brien doesn't", &["obrien"]),
+            ("Café Zoë naïve e\u{301}te\u{301}", &["cafe", "ete", "naiv", "zoe"]),
+            ("Straße ΣΊΣΥΦΟΣ", &["straße", "σισυφοσ"]),
+            ("snake_case 3.14 C++", &["14", "3", "c", "case", "snake"]),
+            ("東京タワー", &["タ", "タワ", "ワ", "ワー", "ー", "京", "京タ", "東", "東京"]),
+            ("猫 and dog", &["dog", "猫"]),
+            ("ﬁne ＦＵＬＬ", &["fine", "full"]),
+            ("… — ! \u{1F600}", &[]),
+        ] {
+            assert_eq!(of(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_question_has_words_and_phrases() {
+        let question = Question::parse("what about the \"Budget Meetings of\" friday \"alone");
+        assert_eq!(question.terms(), ["budget", "meet", "friday", "alon"]);
+        assert_eq!(question.phrases, [["budget", "meet", "of"]]);
+        assert_eq!(question.required_terms(), ["budget", "meet"]);
+        assert_eq!(Question::parse("東京").terms(), ["東京"]);
+        assert_eq!(Question::parse("猫").terms(), ["猫"]);
+        for nothing in ["", "   ", "what is it?", "\"\"", "\" \"", "\"to be or not to be\"", "()*:^-"] {
+            assert!(Question::parse(nothing).terms().is_empty(), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_phrase_stands_as_it_was_quoted() {
+        let question = Question::parse("\"cat of the house\"");
+        assert!(question.count("The cats of the houses!").phrases[0]);
+        assert!(!question.count("The house of the cat").phrases[0]);
+        assert!(!question.count("cat house").phrases[0]);
+        assert!(Question::parse("\"東京タワー\"").count("私は東京タワーへ").phrases[0]);
+    }
+
+    #[test]
+    fn a_snippet_shows_where_the_words_stand() {
+        let text = format!(
+            "{} We adopted a dog named Rex. {}",
+            "Something else. ".repeat(100),
+            "More. ".repeat(100)
+        );
+        let snippet = Question::parse("which dog was adopted").snippet(&text, 60);
+        assert!(
+            snippet.contains("adopted a dog named Rex") && snippet.starts_with('…') && snippet.ends_with('…'),
+            "{snippet}"
+        );
+        assert_eq!(Question::parse("dog").snippet("A dog.", 60), "A dog.");
+        assert_eq!(Question::parse("cat").snippet("", 60), "");
+    }
+
+    #[test]
+    fn rare_words_weigh_more_and_neighbours_share() {
+        let candidate = |turn, counts: [u32; 2]| Candidate {
+            place: (1, turn, false),
+            counts: counts.to_vec(),
+            tokens: 10,
+        };
+        let candidates = [candidate(1, [1, 0]), candidate(2, [0, 1]), candidate(9, [0, 1])];
+        let scores = score(&candidates, &rarity(1000, &[500, 2]));
+        assert!(scores[1] > scores[2] && scores[2] > scores[0], "{scores:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read(text in "\\PC*", question in ".{0,200}") {
+            let question = Question::parse(&question);
+            for term in of(&text).iter().chain(question.terms()) {
+                // What the databases' own languages would read as something else must not stand in a term.
+                prop_assert!(!term.is_empty() && term.len() <= 2 * MAX_TERM, "{term:?}");
+                prop_assert!(term.chars().all(|c| c.is_alphanumeric() || is_combining_mark(c)), "{term:?}");
+            }
+            question.count(&text);
+            question.snippet(&text, 40);
+        }
+
+        #[test]
+        fn what_is_asked_as_it_was_said_is_found(text in "[a-z東京ä ]{1,80}") {
+            let said = terms([&text, ""]);
+            prop_assert!(Question::parse(&text).terms().iter().all(|term| said.contains(term)));
+        }
+    }
 }

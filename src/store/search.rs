@@ -4,6 +4,8 @@
 //! database tells which entries hold which terms (FTS5 and `tsvector`); what a term is, and which turn answers best,
 //! is decided in [`crate::domain::search`], alike for both.
 
+use std::collections::HashSet;
+
 use super::{
     Kind, Result, Store,
     db::{Statement, Tx},
@@ -38,11 +40,14 @@ pub struct Search {
     pub before_turn: Option<i64>,
     /// Terms in more turns than these are not looked for by themselves.
     pub common: i64,
+    /// Whether turns next to those that match are found, too.
+    pub neighbours: bool,
 }
 
 impl Search {
     pub fn new(question: Question, scope: Scope) -> Self {
-        Self { question, scope, user: None, from: None, to: None, before_turn: None, common: COUNTED }
+        let (user, from, to, before_turn) = (None, None, None, None);
+        Self { question, scope, user, from, to, before_turn, common: COUNTED, neighbours: false }
     }
 }
 
@@ -175,6 +180,9 @@ impl Store {
             }
         }
         candidates.sort_by_key(|candidate| candidate.place);
+        if search.neighbours {
+            add_neighbours(&mut candidates);
+        }
         Ok(best_first(&candidates, &search::score(&candidates, &rarity)))
     }
 
@@ -326,19 +334,30 @@ fn candidates_of(question: &Question, excerpt: &Excerpt) -> Vec<Candidate> {
         .collect()
 }
 
+/// Adds the turns next to those that match, with nothing of their own; some may not be there.
+fn add_neighbours(candidates: &mut Vec<Candidate>) {
+    let known: HashSet<(i64, i64)> = candidates.iter().map(|c| (c.place.0, c.place.1)).collect();
+    let beside = known.iter().flat_map(|(session, turn)| [(*session, turn - 1), (*session, turn + 1)]);
+    let beside: HashSet<(i64, i64)> =
+        beside.filter(|(session, turn)| *turn > 0 && !known.contains(&(*session, *turn))).collect();
+    let nothing =
+        |(session, turn)| Candidate { place: (session, turn, false), counts: Vec::new(), tokens: 0 };
+    candidates.extend(beside.into_iter().map(nothing));
+    candidates.sort_by_key(|candidate| candidate.place);
+}
+
 /// Turns by the better of their two scores; of equal ones the newer first.
 fn best_first(candidates: &[Candidate], scores: &[f64]) -> Vec<Hit> {
     let mut hits: Vec<Hit> = Vec::with_capacity(candidates.len());
-    for (Candidate { place: (session, turn, in_response), counts, .. }, score) in
-        candidates.iter().zip(scores)
-    {
-        let session = SessionId::from_number(*session);
-        // What does not hold a word itself is no hit, however well its neighbours answer.
-        let score = if counts.iter().all(|count| *count == 0) { 0.0 } else { *score };
-        match hits.last_mut().filter(|hit| hit.session == session && hit.turn == *turn) {
+    for (candidate, score) in candidates.iter().zip(scores) {
+        let (session, turn, in_response) = candidate.place;
+        let session = SessionId::from_number(session);
+        // The part that holds a word is shown, however well the other's neighbours answer.
+        let score = if candidate.matches() || candidate.counts.is_empty() { *score } else { 0.0 };
+        match hits.last_mut().filter(|hit| (hit.session, hit.turn) == (session, turn)) {
             Some(hit) if hit.score >= score => {}
-            Some(hit) => (hit.in_response, hit.score) = (*in_response, score),
-            None => hits.push(Hit { session, turn: *turn, in_response: *in_response, score }),
+            Some(hit) => (hit.in_response, hit.score) = (in_response, score),
+            None => hits.push(Hit { session, turn, in_response, score }),
         }
     }
     hits.sort_by(|a, b| {

@@ -92,4 +92,73 @@ on_both! {
         assert_eq!(shown[1]["content"], format!("<{}>", texts[0]));
         assert_eq!(shown[8]["content"], format!("<{}>", texts[3]));
     }
+
+    async fn a_context_is_shown_as_the_model_would_get_it(database: Database) {
+        let upstream = Upstream::start(echo).await;
+        let server = Server::with_model(database.kind, &upstream.url, |_| {}).await;
+        let session = server.session(json!({"user_id": "ann", "system_prompt": "You are a pirate."})).await;
+        server.patch("/users/ann/memory", json!({"facts": {"name": "Ann"}})).await.data();
+        let memory = json!({"working_memory": {"step": 2}, "behavior_profile": {"verbosity": "low"}});
+        server.patch(&format!("/sessions/{session}/memory"), memory).await.data();
+        server.say(&session, "Ahoy").await;
+        let shown = server.get_with(&format!("/sessions/{session}/context"), "message", "  What now? ").await;
+        server.say(&session, "What now?").await;
+        assert_eq!(shown.data()["messages"], json!(upstream.prompts().pop().unwrap()));
+        let one = json!({"system_prompt": 1, "style": 1, "facts": 1, "working_memory": 1, "summary": 0,
+                         "recalled_turns": 0, "recent_turns": 1, "message": 1});
+        assert_eq!(shown.data()["included"], one);
+        assert!(shown.data()["dropped"].as_object().unwrap().values().all(|count| count == 0));
+        assert_eq!(shown.data()["max_tokens"], 8000);
+    }
+
+    async fn a_context_never_exceeds_its_budget_and_says_what_it_drops(server: Server) {
+        let session = server.session(json!({"user_id": "ann"})).await;
+        let turn = |i: usize| json!({"message": format!("Message {i} ähnlich 日本 {}", "words ".repeat(i % 7)), "response": "Yes, quite so."});
+        server.post(&format!("/sessions/{session}/turns"), json!({"turns": (0..60).map(turn).collect::<Vec<_>>()})).await.data();
+        server.patch("/users/ann/memory", json!({"facts": {"name": "Ann", "city": "a".repeat(400)}})).await.data();
+        for budget in (7..1200).step_by(23) {
+            let path = format!("/sessions/{session}/context?max_tokens={budget}&message=Message%2012");
+            let shown = server.get(&path).await;
+            let data = shown.data();
+            let cost = |message: &Value| -> usize {
+                let text = message["content"].as_str().unwrap();
+                text.bytes().filter(u8::is_ascii).count().div_ceil(4) + text.chars().filter(|c| !c.is_ascii()).count() + 4
+            };
+            let counted: usize = data["messages"].as_array().unwrap().iter().map(cost).sum();
+            assert_eq!(data["token_count"], counted);
+            assert!(counted <= budget, "{counted} of {budget}");
+            let turns = |parts: &Value| parts["recent_turns"].as_i64().unwrap() + parts["recalled_turns"].as_i64().unwrap();
+            let shown_turns = turns(&data["included"]);
+            assert_eq!(shown_turns + data["dropped"]["recent_turns"].as_i64().unwrap(), 60, "{data:#}");
+            assert_eq!(data["included"]["facts"].as_i64().unwrap() + data["dropped"]["facts"].as_i64().unwrap(), 2);
+        }
+        let small = server.get(&format!("/sessions/{session}/context?max_tokens=6&message=Message%2012")).await;
+        assert_eq!(small.refused(400, "VALIDATION_ERROR"), "max_tokens: must be at least 7 for this message alone");
+        for bad in ["max_tokens=0", "max_tokens=x", "max_tokens=99999999999"] {
+            server.get(&format!("/sessions/{session}/context?{bad}")).await.refused(400, "VALIDATION_ERROR");
+        }
+        server.get("/sessions/session_0000000000000000/context").await.refused(404, "SESSION_NOT_FOUND");
+        server.patch(&format!("/sessions/{session}"), json!({"is_active": false})).await.data();
+        let ended = server.get(&format!("/sessions/{session}/context")).await;
+        assert_eq!(ended.data()["included"]["message"], 0);
+    }
+
+    async fn what_bears_on_the_message_is_brought_back_from_long_ago(server: Server) {
+        let session = server.session(json!({})).await;
+        server.say(&session, "My name is Zebulon").await;
+        let turn = |i| json!({"message": format!("Let us talk about topic number {i} at some length"), "response": "Yes. ".repeat(20)});
+        for from in [0, 100, 200, 300] {
+            let turns: Vec<_> = (from..from + 100).map(turn).collect();
+            server.post(&format!("/sessions/{session}/turns"), json!({"turns": turns})).await.data();
+        }
+        let shown = server.get_with(&format!("/sessions/{session}/context"), "message", "What's my name?").await;
+        assert_eq!(shown.data()["messages"][1]["content"], "My name is Zebulon");
+        assert_eq!(shown.data()["included"]["recalled_turns"], 2);
+        assert!(shown.data()["dropped"]["recent_turns"].as_i64().unwrap() > 100);
+        // Nothing long-term is known about the shared user: the answer comes from the turn.
+        assert!(server.say(&session, "What's my name?").await.contains("Your name is Zebulon"));
+        server.delete(&format!("/sessions/{session}/turns/1")).await.data();
+        let shown = server.get_with(&format!("/sessions/{session}/context"), "message", "What's my name?").await;
+        assert!(!shown.body.to_string().contains("My name is Zebulon"));
+    }
 }

@@ -5,9 +5,11 @@
 mod chat;
 mod context;
 mod failures;
+mod finding;
 mod harness;
 mod house;
 mod idempotency;
+mod learning;
 mod models;
 mod openapi;
 mod operations;
