@@ -28,7 +28,7 @@ use eventsource_stream::{Event, EventStreamError, Eventsource};
 use futures_util::{Stream, StreamExt};
 use reqwest::{Client as Http, Method, RequestBuilder, header::HeaderMap};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -109,6 +109,57 @@ impl Database {
 
     pub async fn store(&self) -> Store {
         Store::connect(&self.settings()).await.unwrap()
+    }
+
+    /// Everything that stands in any column of any table, in lower case, each value with its table's name.
+    pub async fn contents(&self) -> String {
+        let mut values = Vec::new();
+        match self.kind {
+            Kind::Sqlite => {
+                let mut connection = SqliteConnection::connect(&self.direct).await.unwrap();
+                let columns = "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c \
+                     WHERE t.type = 'table'";
+                let columns: Vec<(String, String)> =
+                    sqlx::query_as(columns).fetch_all(&mut connection).await.unwrap();
+                for (table, column) in columns {
+                    let sql = format!("SELECT CAST(\"{column}\" AS BLOB) FROM \"{table}\"");
+                    let rows: Vec<(Option<Vec<u8>>,)> =
+                        sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
+                    values.extend(rows.into_iter().filter_map(|(value,)| Some((table.clone(), value?))));
+                }
+            }
+            Kind::Postgres => {
+                let mut connection = PgConnection::connect(&self.direct).await.unwrap();
+                let tables =
+                    "SELECT table_name::text FROM information_schema.tables WHERE table_schema = 'public'";
+                let tables: Vec<(String,)> = sqlx::query_as(tables).fetch_all(&mut connection).await.unwrap();
+                for (table,) in tables {
+                    let sql = format!("SELECT t::text FROM \"{table}\" t");
+                    let rows: Vec<(String,)> =
+                        sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
+                    values.extend(rows.into_iter().map(|(row,)| (table.clone(), row.into_bytes())));
+                }
+            }
+        }
+        let line =
+            |(table, value): (String, Vec<u8>)| format!("{table}: {}\n", String::from_utf8_lossy(&value));
+        values.into_iter().map(line).collect::<String>().to_lowercase()
+    }
+
+    /// The bytes of its files, once nothing waits to be written there; `None` where it has none of its own.
+    pub async fn files(&self) -> Option<Vec<u8>> {
+        let path = self.direct.strip_prefix("sqlite://")?;
+        let mut connection = SqliteConnection::connect(&self.direct).await.unwrap();
+        loop {
+            let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+            let (busy, ..): (i64, i64, i64) =
+                sqlx::query_as(checkpoint).fetch_one(&mut connection).await.unwrap();
+            if busy == 0 {
+                break;
+            }
+        }
+        let read = |suffix| std::fs::read(format!("{path}{suffix}")).unwrap_or_default();
+        Some(["", "-wal", "-shm"].map(read).concat())
     }
 }
 
@@ -257,6 +308,13 @@ impl Server {
         jobs::retention::remove_old_sessions(&self.app, retention).await.unwrap();
     }
 
+    /// Runs a statement that no caller can.
+    pub async fn run_sql(&self, sql: &'static str) {
+        let mut tx = self.app.store.database().begin().await.unwrap();
+        tx.sql(sql).run().await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
     /// How many rows of a table satisfy a condition.
     pub async fn count(&self, sql: &'static str) -> i64 {
         let (count,): (i64,) = self.app.store.database().read(sql).one().await.unwrap();
@@ -328,6 +386,16 @@ impl Client {
 
     pub async fn delete(&self, path: &str) -> Answer {
         self.send(self.request(Method::DELETE, path)).await
+    }
+
+    /// A POST with an idempotency key.
+    pub async fn post_once(&self, path: &str, key: &str, body: &Value) -> Answer {
+        self.send(self.request(Method::POST, path).header("Idempotency-Key", key).json(body)).await
+    }
+
+    /// A GET that must be answered; its `data`.
+    pub async fn read(&self, path: &str) -> Value {
+        self.get(path).await.data().clone()
     }
 
     /// Begins to listen to a stream.

@@ -4,6 +4,7 @@
 
 mod chat;
 mod context;
+mod erasure;
 mod failures;
 mod finding;
 mod harness;
