@@ -193,7 +193,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let (path, problem) = (error.path().to_string(), error.inner().to_string());
         // serde names a missing field in its message, not in the path.
         match problem.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-            Some(field) => ApiError::field(field, "is required"),
+            Some(field) if path == "." => ApiError::field(field, "is required"),
+            Some(field) => ApiError::field(format!("{path}.{field}"), "is required"),
             None => ApiError::field(path, problem),
         }
     })
