@@ -32,7 +32,7 @@ use crate::{
         page::{Direction, Listing},
         turn::{NewTurn, Turn, TurnStatus, Usage},
     },
-    store::{Cancelled, Redacted},
+    store::{Cancelled, Redacted, RememberTurns},
 };
 
 /// Turns that may be added at once.
@@ -236,9 +236,6 @@ impl TurnsApi {
         if turns.is_empty() || turns.len() > MAX_ADDED {
             return Err(ApiError::field("turns", format!("must be 1 to {MAX_ADDED} turns")));
         }
-        if let Some(i) = turns.iter().position(|turn| turn.message.trim().is_empty()) {
-            return Err(ApiError::field(format!("turns[{i}].message"), "must not be empty"));
-        }
         let id = session_id.id.ok_or_else(|| ApiError::invalid_session(&session_id.text))?;
         let claim = match idempotency::begin(&self.0, caller, key.0, body.digest).await? {
             Begun::Do(claim) => claim,
@@ -248,8 +245,8 @@ impl TurnsApi {
         let app = self.0.clone();
         let added = self.0.tasks.spawn(async move {
             let remember = claim.clone().map(|claim| (claim, render as fn(&[Turn]) -> String));
-            let added = app.engine.append(caller, id, turns, arrival.request_id, remember).await;
-            idempotency::settle(&app, claim, added.map_err(|error| ApiError::chat(error, Some(id)))).await
+            let added = Self::add(&app, caller, id, turns, arrival.request_id, remember).await;
+            idempotency::settle(&app, claim, added).await
         });
         let added = added.await.map_err(|_| ApiError::internal())??;
         Ok(Kept::new(render(&added), false, now()))
@@ -378,6 +375,33 @@ impl TurnsApi {
 }
 
 impl TurnsApi {
+    /// Adds turns. A bad session is refused for itself, whatever the messages are.
+    async fn add(
+        app: &App,
+        caller: Caller,
+        id: SessionId,
+        turns: Vec<NewTurn>,
+        request_id: RequestId,
+        remember: Option<RememberTurns>,
+    ) -> Result<Vec<Turn>, ApiError> {
+        let session =
+            app.store.session(caller, id).await?.filter(|session| session.is_active(app.clock.now()));
+        session.ok_or_else(|| ApiError::invalid_session(&id.to_string()))?;
+        let field = |i: usize| format!("turns[{i}].message");
+        if let Some(i) = turns.iter().position(|turn| turn.message.trim().is_empty()) {
+            return Err(ApiError::field(field(i), "must not be empty"));
+        }
+        let lengths: Vec<usize> = turns.iter().map(|turn| turn.message.chars().count()).collect();
+        app.engine.append(caller, id, turns, request_id, remember).await.map_err(|error| match error {
+            chat::Error::MessageTooLong { limit } => {
+                let long = lengths.iter().position(|length| *length > limit).unwrap_or(0);
+                let problem = format!("must be at most {limit} characters long");
+                ApiError { code: Code::MessageTooLong, ..ApiError::field(field(long), problem) }
+            }
+            error => ApiError::chat(error, Some(id)),
+        })
+    }
+
     /// The first event of a turn's stream.
     async fn start_of(
         &self,
