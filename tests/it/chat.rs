@@ -24,7 +24,7 @@ fn echo(message: &str) -> Script {
 }
 
 /// Begins a turn as a server would that then stops working.
-async fn abandoned_turn(store: &Store, session: &str, lease: Duration) -> TurnKey {
+pub async fn abandoned_turn(store: &Store, session: &str, lease: Duration) -> TurnKey {
     let (id, lease_token) = (SessionId::parse(session).unwrap(), 42);
     let admission = Admission {
         session: Destination::Existing { id, user: None },

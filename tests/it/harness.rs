@@ -500,6 +500,13 @@ impl Answer {
         self.body["error"]["message"].as_str().unwrap()
     }
 
+    /// Asserts that a field of the request is refused.
+    #[track_caller]
+    pub fn refuses_field(&self, field: &str) {
+        self.refused(400, "VALIDATION_ERROR");
+        assert_eq!(self.body["error"]["details"][0]["field"], field, "{self:?}");
+    }
+
     pub fn items(&self) -> &[Value] {
         self.data()["items"].as_array().unwrap()
     }
