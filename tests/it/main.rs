@@ -7,6 +7,7 @@ mod context;
 mod erasure;
 mod failures;
 mod finding;
+mod forks;
 mod harness;
 mod house;
 mod idempotency;
