@@ -165,10 +165,12 @@ impl Store {
         let mut left = known.len();
         for (key, value) in patch {
             let fact = known.iter().find(|known| known.fact.key == *key).map(|known| known.fact.clone());
+            // Also where it takes another value: what is stated here holds from now on, though a turn that said
+            // otherwise be dated later.
+            let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2 AND key = $3";
+            tx.sql(forget).bind(caller.tenant).bind(user).bind(key.as_str()).run().await?;
             if value.is_null() {
                 left -= usize::from(fact.is_some());
-                let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2 AND key = $3";
-                tx.sql(forget).bind(caller.tenant).bind(user).bind(key.as_str()).run().await?;
                 continue;
             }
             left += usize::from(fact.is_none());
