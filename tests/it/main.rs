@@ -12,6 +12,7 @@ mod harness;
 mod house;
 mod idempotency;
 mod learning;
+mod memory;
 mod models;
 mod openapi;
 mod operations;
