@@ -232,7 +232,7 @@ pub struct SearchText(pub String);
 
 wire!(SearchText, "SearchText", text(1, 1000, "\"budget meeting\" friday"), |text| text.0.as_str().into());
 read_parameter!(SearchText: |text| match text.chars().take(1001).count() {
-    1..=1000 => Ok(Self(text.to_owned())),
+    1..=1000 => refuse_nul(text).map(|()| Self(text.to_owned())),
     _ => Err("must be 1 to 1000 characters long".to_owned()),
 });
 
