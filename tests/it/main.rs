@@ -18,6 +18,7 @@ mod openapi;
 mod operations;
 mod processes;
 mod schema;
+mod search;
 mod sessions;
 mod store;
 mod streams;
