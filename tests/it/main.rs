@@ -23,4 +23,5 @@ mod sessions;
 mod store;
 mod streams;
 mod terminal;
+mod transcript;
 mod turns;
