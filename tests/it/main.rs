@@ -16,6 +16,7 @@ mod memory;
 mod models;
 mod openapi;
 mod operations;
+mod pages;
 mod processes;
 mod schema;
 mod search;
