@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ApiError, Code};
-use crate::domain::json::{MAX_DEPTH, is_too_deep};
+use crate::domain::json::{MAX_DEPTH, is_too_deep, read_value};
 
 /// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is read and thrown away, in multiples of the limit, so that the
 /// client, still sending, gets to read the answer.
 const DRAIN: usize = 16;
@@ -93,7 +93,7 @@ request_body!(OptionalBody, false, Default);
 
 impl<T: DeserializeOwned> Body<T> {
     async fn read(request: &Request, body: &mut RequestBody) -> Result<Self, ApiError> {
-        check_content_type(request)?;
+        check_content_type(request, JSON)?;
         let bytes = bytes(request, body).await?;
         Ok(Self { value: parse(&bytes)?, digest: digest(request, &bytes) })
     }
@@ -103,7 +103,7 @@ impl<T: DeserializeOwned + Default> OptionalBody<T> {
     async fn read(request: &Request, body: &mut RequestBody) -> Result<Self, ApiError> {
         // Whether there is a body is known only from reading it; without one its type does not matter. With
         // another type it is none of ours, and not read.
-        let typed = check_content_type(request);
+        let typed = check_content_type(request, JSON);
         let empty = request.header(header::CONTENT_LENGTH) == Some("0");
         if request.header(header::CONTENT_TYPE).is_some() && !empty {
             typed.clone()?;
@@ -128,23 +128,29 @@ fn digest(request: &Request, bytes: &[u8]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-fn check_content_type(request: &Request) -> Result<(), ApiError> {
-    let refuse = |message: &str| Err(ApiError::new(Code::InvalidContentType, message));
+const JSON: &str = "application/json";
+
+/// Refuses a body that is not of this media type, in UTF-8 and as it is.
+pub(super) fn check_content_type(request: &Request, wanted: &str) -> Result<(), ApiError> {
+    let refuse = |message: String| Err(ApiError::new(Code::InvalidContentType, message));
     if request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return refuse("Content-Encoding is not supported; send the body as it is");
+        return refuse("Content-Encoding is not supported; send the body as it is".to_owned());
     }
     let Some(value) = request.header(header::CONTENT_TYPE) else {
-        return refuse("Content-Type is missing; send application/json");
+        return refuse(format!("Content-Type is missing; send {wanted}"));
     };
     let mut parts = value.split(';').map(str::trim);
-    let json = parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/json"));
+    let fits = parts.next().is_some_and(|media| media.eq_ignore_ascii_case(wanted));
     let utf8 = |parameter: &str| match parameter.split_once('=') {
         Some((name, value)) if name.eq_ignore_ascii_case("charset") => {
             value.trim_matches('"').eq_ignore_ascii_case("utf-8")
         }
         _ => true,
     };
-    if json && parts.all(utf8) { Ok(()) } else { refuse("Content-Type must be application/json, in UTF-8") }
+    if fits && parts.all(utf8) {
+        return Ok(());
+    }
+    refuse(format!("Content-Type must be {wanted}, in UTF-8"))
 }
 
 /// Reads a body within its limit and its time.
@@ -189,13 +195,5 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if !value.is_object() {
         return Err(ApiError::new(Code::ValidationError, "The body must be a JSON object"));
     }
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let (path, problem) = (error.path().to_string(), error.inner().to_string());
-        // serde names a missing field in its message, not in the path.
-        match problem.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-            Some(field) if path == "." => ApiError::field(field, "is required"),
-            Some(field) => ApiError::field(format!("{path}.{field}"), "is required"),
-            None => ApiError::field(path, problem),
-        }
-    })
+    read_value(value).map_err(|(field, problem)| ApiError::field(field, problem))
 }

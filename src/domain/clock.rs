@@ -56,6 +56,12 @@ impl ops::Sub<Duration> for Timestamp {
     }
 }
 
+impl serde::Serialize for Timestamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Where "now" comes from, so that tests can hold it still.
 pub trait Clock: Send + Sync {
     fn now(&self) -> Timestamp;

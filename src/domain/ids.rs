@@ -25,8 +25,9 @@ pub fn digest(parts: &[&str]) -> i64 {
 }
 
 /// Names a session: `session_a1b2c3d4e5f67890`. A number inside and in the database, text only at the edge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, sqlx::Type)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, sqlx::Type, serde::Deserialize)]
 #[sqlx(transparent)]
+#[serde(try_from = "String")]
 pub struct SessionId(i64);
 
 impl SessionId {
@@ -52,6 +53,21 @@ impl SessionId {
     }
 }
 
+impl serde::Serialize for SessionId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl TryFrom<String> for SessionId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let problem = "must be session_ and 16 hex digits: session_a1b2c3d4e5f67890";
+        Self::parse(&text).ok_or_else(|| problem.to_owned())
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{:016x}", Self::PREFIX, self.0)
@@ -68,8 +84,9 @@ pub(super) fn parse_hex(digits: &str) -> Option<i64> {
 }
 
 /// Names a request in answers and logs. Never a key to anything.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::Type)]
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::Type, serde::Serialize, serde::Deserialize)]
 #[sqlx(transparent)]
+#[serde(try_from = "String")]
 pub struct RequestId(String);
 
 impl RequestId {
@@ -85,6 +102,15 @@ impl RequestId {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for RequestId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let problem = "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -";
+        Self::parse(&text).ok_or_else(|| problem.to_owned())
     }
 }
 

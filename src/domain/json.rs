@@ -1,6 +1,6 @@
 //! JSON values of callers: what may be kept, and how they are changed.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::text::{refuse_nul, refuse_nul_in};
@@ -9,7 +9,7 @@ use super::text::{refuse_nul, refuse_nul_in};
 pub const MAX_DEPTH: usize = 32;
 
 /// A JSON object of at most `MAX` bytes of JSON text, without U+0000.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct JsonObject<const MAX: usize>(Map<String, Value>);
 
@@ -77,8 +77,26 @@ fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     }
 }
 
+/// Reads a JSON value into `T`; where it does not fit, the field and what to mend.
+pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let (path, problem) = (error.path().to_string(), error.inner().to_string());
+        // serde names a missing field in its message, not in the path.
+        match problem.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            Some(field) if path == "." => (field.to_owned(), "is required".to_owned()),
+            Some(field) => (format!("{path}.{field}"), "is required".to_owned()),
+            None => (path, problem),
+        }
+    })
+}
+
 /// Whether a JSON text nests deeper than [`MAX_DEPTH`], told without building it.
 pub fn is_too_deep(json: &[u8]) -> bool {
+    is_deeper(json, MAX_DEPTH)
+}
+
+/// Whether a JSON text nests deeper than `most`.
+pub fn is_deeper(json: &[u8], most: usize) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in json {
         match byte {
@@ -87,7 +105,7 @@ pub fn is_too_deep(json: &[u8]) -> bool {
             b'"' => in_string = !in_string,
             b'[' | b'{' if !in_string => {
                 depth += 1;
-                if depth > MAX_DEPTH {
+                if depth > most {
                     return true;
                 }
             }

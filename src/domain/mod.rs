@@ -1,5 +1,6 @@
 //! The words of the product: plain values and rules, without I/O. Uses nothing else of ours.
 
+pub mod archive;
 pub mod caller;
 pub mod clock;
 pub mod ids;

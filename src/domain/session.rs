@@ -28,7 +28,7 @@ impl Default for UserId {
 }
 
 /// Seconds of inactivity after which a session expires: 60 … 31,536,000 (a year).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::Type, serde::Serialize, serde::Deserialize)]
 #[sqlx(transparent)]
 #[serde(try_from = "i64")]
 pub struct TtlSeconds(i64);

@@ -6,7 +6,7 @@ use serde_json::Value;
 macro_rules! text {
     ($(#[$doc:meta])* $name:ident, $min:literal..=$max:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, sqlx::Type, serde::Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, sqlx::Type, serde::Serialize, serde::Deserialize)]
         #[sqlx(transparent)]
         #[serde(try_from = "String")]
         pub struct $name(String);
