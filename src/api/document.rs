@@ -136,7 +136,8 @@ fn document() -> Value {
 }
 
 /// The groups of operations as they should be read.
-const READING_ORDER: [&str; 7] = ["Sessions", "Chat", "Turns", "Memory", "Users", "Search", "Operations"];
+const READING_ORDER: [&str; 8] =
+    ["Sessions", "Chat", "Turns", "Memory", "Users", "Search", "Archive", "Operations"];
 
 fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
     let paths = document["paths"].as_object_mut();
@@ -174,6 +175,7 @@ fn add_headers(response: &mut Value, always: &Map<String, Value>) {
     let own = response["headers"].as_object().cloned().unwrap_or_default();
     let named = own.into_iter().map(|(name, header)| match name.to_ascii_lowercase().as_str() {
         "etag" => ("ETag".to_owned(), header),
+        "content-disposition" => ("Content-Disposition".to_owned(), header),
         "idempotency-replayed" => (REPLAYED.to_owned(), header),
         _ => (name, header),
     });

@@ -1,5 +1,6 @@
 //! HTTP: one file per resource, and what they share.
 
+mod archive;
 mod arrival;
 mod auth;
 mod chat;
@@ -49,6 +50,8 @@ enum Tag {
     Users,
     /// Finding what was said.
     Search,
+    /// Taking data out and bringing it back.
+    Archive,
     /// What operators and machines ask.
     Operations,
 }
@@ -60,6 +63,7 @@ type Apis = (
     memory::MemoryApi,
     users::UsersApi,
     search::SearchApi,
+    archive::ArchiveApi,
     operations::OperationsApi,
 );
 
@@ -71,6 +75,7 @@ fn apis(app: &Arc<App>) -> Apis {
         memory::MemoryApi(app.clone()),
         users::UsersApi(app.clone()),
         search::SearchApi(app.clone()),
+        archive::ArchiveApi(app.clone()),
         operations::OperationsApi(app.clone()),
     )
 }

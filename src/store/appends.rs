@@ -6,7 +6,7 @@ use super::{
     idempotency::Claim,
     memory,
     search::{self, Entry},
-    turns::why_busy,
+    turns::{insert_ended, why_busy},
     writer::Write,
 };
 use crate::domain::{
@@ -15,7 +15,6 @@ use crate::domain::{
     ids::{RequestId, SessionId},
     memory::Learnt,
     session::UserId,
-    tokens,
     turn::{NewTurn, Turn, TurnStatus},
 };
 
@@ -88,7 +87,7 @@ impl Write for Append {
         let turns: Vec<Turn> =
             (first..).zip(&self.appendix.turns).map(|(n, turn)| self.record(n, turn)).collect();
         for turn in &turns {
-            insert(tx, tenant, turn).await?;
+            insert_ended(tx, tenant, turn).await?;
         }
         let entries: Vec<Entry> =
             (first..).zip(&self.entries).map(|(turn, entry)| Entry { turn, ..entry.clone() }).collect();
@@ -125,29 +124,4 @@ impl Append {
             completed_at: Some(at),
         }
     }
-}
-
-/// Writes a completed turn.
-async fn insert(tx: &mut Tx, tenant: TenantId, turn: &Turn) -> Result<()> {
-    let response = turn.response.as_deref().unwrap_or_default();
-    tx.sql(
-        "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, response, \
-             response_tokens, model, metadata, request_id, created_at, completed_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)",
-    )
-    .bind(turn.session_id)
-    .bind(tenant)
-    .bind(turn.turn)
-    .bind(turn.status)
-    .bind(turn.message.as_str())
-    .bind(tokens::count(&turn.message))
-    .bind(response)
-    .bind(tokens::count(response))
-    .bind(turn.model.clone())
-    .bind(turn.metadata.to_text())
-    .bind(&turn.request_id)
-    .bind(turn.created_at)
-    .run()
-    .await?;
-    Ok(())
 }

@@ -120,8 +120,10 @@ impl Store {
         let mut erased = Erased::default();
         loop {
             let mut tx = self.db.begin().await?;
-            // One eraser at a time: another would find nothing left of a batch that may yet be undone.
-            let lock = "UPDATE erasures SET created_at = created_at WHERE session_id = $1 AND tenant_id = $2";
+            // One eraser at a time: another would find nothing left of a batch that may yet be undone. The mark moves,
+            // so that whoever staged the session sees that it is no longer whole.
+            let lock =
+                "UPDATE erasures SET created_at = created_at - 1 WHERE session_id = $1 AND tenant_id = $2";
             if tx.sql(lock).bind(session).bind(tenant).run().await? == 0 {
                 tx.rollback().await?;
                 return Ok(erased);
@@ -279,6 +281,28 @@ pub(super) async fn stage(
 pub(super) async fn unstage(tx: &mut Tx, (tenant, session): (TenantId, SessionId)) -> Result<bool> {
     let unmark = "DELETE FROM erasures WHERE session_id = $1 AND tenant_id = $2";
     Ok(tx.sql(unmark).bind(session).bind(tenant).run().await? == 1)
+}
+
+/// Marks a session that nobody has marked; `false` if somebody has.
+pub(super) async fn stage_first(
+    tx: &mut Tx,
+    (tenant, session): (TenantId, SessionId),
+    until: Timestamp,
+) -> Result<bool> {
+    let mark = "INSERT INTO erasures (session_id, tenant_id, created_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (session_id, tenant_id) DO NOTHING";
+    Ok(tx.sql(mark).bind(session).bind(tenant).bind(until).run().await? == 1)
+}
+
+/// Whether the mark is still the one that was set last, which it then is until the transaction ends.
+pub(super) async fn is_staged(
+    tx: &mut Tx,
+    (tenant, session): (TenantId, SessionId),
+    until: Timestamp,
+) -> Result<bool> {
+    let lock = "UPDATE erasures SET created_at = created_at \
+         WHERE session_id = $1 AND tenant_id = $2 AND created_at = $3";
+    Ok(tx.sql(lock).bind(session).bind(tenant).bind(until).run().await? == 1)
 }
 
 /// Makes a session unfindable. Its memory goes with its row.

@@ -1,6 +1,7 @@
 //! All SQL. Everything else holds a [`Store`] and asks it in the words of [`crate::domain`].
 
 mod appends;
+mod archive;
 mod connect;
 mod context;
 pub mod db;
@@ -12,11 +13,13 @@ mod memory;
 mod migrate;
 mod search;
 mod sessions;
+mod tenants;
 mod turns;
 mod users;
 mod writer;
 
 pub use appends::{Appendix, RememberTurns};
+pub use archive::{Export, Import, Imported, NotExported, NotImported, What};
 pub use connect::{ConnectError, DatabaseSettings, DatabaseUrl, Kind, SchemaStatus};
 pub use context::{Material, PastTurn};
 pub use erasures::{Deleted, Erased, OnlyIf, Redacted};

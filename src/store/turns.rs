@@ -22,6 +22,7 @@ use crate::domain::{
     memory::Learnt,
     page::{Direction, Page, Position},
     session::{Session, UserId},
+    tokens,
     turn::{Turn, TurnStatus, Usage},
 };
 
@@ -552,6 +553,38 @@ impl End {
             (Some(_), _) => Ended::LeaseLost,
         })
     }
+}
+
+/// Writes a turn that has ended, made elsewhere.
+pub(super) async fn insert_ended(tx: &mut Tx, tenant: TenantId, turn: &Turn) -> Result<()> {
+    tx.sql(
+        "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, response, response_tokens, \
+             error_code, error_message, model, prompt_tokens, completion_tokens, total_tokens, execution_us, \
+             request_id, metadata, created_at, completed_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+    )
+    .bind(turn.session_id)
+    .bind(tenant)
+    .bind(turn.turn)
+    .bind(turn.status)
+    .bind(turn.message.as_str())
+    .bind(tokens::count(&turn.message))
+    .bind(turn.response.clone())
+    .bind(turn.response.as_deref().map_or(0, tokens::count))
+    .bind(turn.error_code.clone())
+    .bind(turn.error_message.clone())
+    .bind(turn.model.clone())
+    .bind(turn.prompt_tokens)
+    .bind(turn.completion_tokens)
+    .bind(turn.total_tokens)
+    .bind(turn.execution_us)
+    .bind(&turn.request_id)
+    .bind(turn.metadata.to_text())
+    .bind(turn.created_at)
+    .bind(turn.completed_at)
+    .run()
+    .await?;
+    Ok(())
 }
 
 /// Tells why a session takes no turn now.
