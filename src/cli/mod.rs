@@ -1,6 +1,8 @@
 //! The command line: one file per command.
 
+mod archive;
 mod chat;
+mod copy;
 mod doctor;
 mod migrate;
 mod openapi;
@@ -26,6 +28,12 @@ enum Command {
     Chat(chat::Chat),
     /// Apply pending migrations and stop
     Migrate(migrate::Migrate),
+    /// Write sessions, turns and facts as an archive (NDJSON)
+    Export(archive::Export),
+    /// Take an archive in; what is there already stays as it is
+    Import(archive::Take),
+    /// Copy everything from one database into another, SQLite or Postgres
+    Copy(copy::Copy),
     /// Print the OpenAPI document
     Openapi(openapi::Openapi),
     /// Check settings, database, schema and model, and say what to mend
@@ -46,6 +54,9 @@ impl Cli {
             Some(Command::Serve(serve)) => serve::run(&serve.settings),
             Some(Command::Chat(chat)) => chat.run(),
             Some(Command::Migrate(migrate)) => migrate.run(),
+            Some(Command::Export(export)) => export.run(),
+            Some(Command::Import(import)) => import.run(),
+            Some(Command::Copy(copy)) => copy.run(),
             Some(Command::Openapi(openapi)) => openapi.run(),
             Some(Command::Doctor(doctor)) => doctor.run(),
         }

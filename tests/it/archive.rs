@@ -1,6 +1,6 @@
 //! Taking sessions out and in: what comes back, what is refused, and what breaks off half-way.
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{fmt::Write, io::Write as _, process::Stdio, sync::Arc, time::Duration};
 
 use atlus::{
     domain::{
@@ -8,7 +8,7 @@ use atlus::{
         clock::Timestamp,
         ids::{SessionId, digest},
     },
-    store::{NotExported, What},
+    store::{Kind, NotExported, What},
 };
 use futures_util::StreamExt;
 use reqwest::Method;
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    harness::{Answer, Client, Database, Server, on_both},
+    harness::{Answer, Client, Database, Server, atlus, on_both},
     models::{Script, Upstream},
 };
 
@@ -564,4 +564,106 @@ on_both! {
         }
         assert!(portion.unwrap().is_err());
     }
+
+    async fn the_commands_do_as_the_server_does(server: Server) {
+        let (archive, folder) = (everything(), tempfile::tempdir().unwrap());
+        let url = server.database.variables();
+        let file = folder.path().join("all.ndjson");
+        std::fs::write(&file, &archive).unwrap();
+        let path = file.to_str().unwrap();
+        let (code, told, _) = run(&["import", path], &url, None).await;
+        assert_eq!((code, told.as_str()), (0, "imported 3 sessions with 4 turns, and 3 facts; skipped 0 sessions that were there already\n"));
+        let (_, told, _) = run(&["import"], &url, Some(&archive)).await;
+        assert!(told.contains("imported 0 sessions") && told.contains("skipped 3"), "{told}");
+        let (code, whole, _) = run(&["export", "--all"], &url, None).await;
+        assert_eq!((code, lines(&whole)), (0, lines(&archive)));
+        let (_, of_user, _) = run(&["export", "--user", "user_1"], &url, None).await;
+        assert_eq!(lines(&of_user), lines(&archive));
+        let (code, nothing, _) = run(&["export", "--session", ID, "--output", path], &url, None).await;
+        assert_eq!((code, nothing.as_str()), (0, ""));
+        let of_session = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(lines(&of_session), lines(&export(&server, &format!("/sessions/{ID}/export")).await));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+        std::fs::write(&file, &archive[..archive.len() / 2]).unwrap();
+        for (args, advice) in [
+            (vec!["export", "--session", "x"], "\"x\" is no session id"),
+            (vec!["export", "--session", "session_0000000000000fff"], "there is no session_0000000000000fff"),
+            (vec!["export", "--user", "nobody"], "there is no user nobody"),
+            (vec!["export", "--all", "--output", "/nowhere/a"], "/nowhere/a cannot be written"),
+            (vec!["import", "/nowhere"], "/nowhere cannot be read"),
+            (vec!["import", path], "line "),
+            (vec!["copy", "--from", "x", "--to", "y"], "--from must begin with sqlite://"),
+            (vec!["copy", "--from", url[0].1, "--to", url[0].1], "are the same database"),
+            (vec!["copy", "--from", "sqlite:///nowhere.db", "--to", url[0].1], "is not up to date"),
+        ] {
+            let (code, _, told) = run(&args, &url, None).await;
+            assert!(code == 1 && told.starts_with("atlus: ") && told.contains(advice), "{args:?}: {code} {told}");
+            assert_eq!(told.lines().count(), 1, "{told}");
+        }
+    }
+}
+
+/// Runs a command to its end: exit code, standard output, standard error.
+async fn run(args: &[&str], variables: &[(&str, &str)], input: Option<&str>) -> (i32, String, String) {
+    let mut command = atlus(args, variables);
+    let mut file = tempfile::tempfile().unwrap();
+    if let Some(input) = input {
+        file.write_all(input.as_bytes()).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        command.stdin(Stdio::from(file));
+    }
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await.unwrap().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_sqlite_to_postgres_and_back_nothing_changes() {
+    let first = Server::on(Kind::Sqlite).await;
+    let archive = everything();
+    take(&first, &archive).await;
+    take(&first, &self::archive(&[long_session("session_00000000000000ee", 700)], &[])).await;
+    // Of another tenant, under the same id.
+    for sql in [
+        "INSERT INTO tenants (tenant_id, name, created_at) VALUES (7, 'other', 0)",
+        "INSERT INTO sessions (session_id, tenant_id, created_at, last_activity, temporary, user_id, metadata) \
+         VALUES (170, 7, 0, 0, 0, 'user_1', '{}')",
+        "INSERT INTO session_memory (session_id, tenant_id, updated_at) VALUES (170, 7, 0)",
+    ] {
+        execute(&first, sql).await;
+    }
+    let whole = export(&first, "/users/user_1/export").await;
+    let (postgres, sqlite) = (Database::empty(Kind::Postgres).await, Database::empty(Kind::Sqlite).await);
+    let mut digests = Vec::new();
+    for (from, to) in [(&*first.database, &postgres), (&postgres, &sqlite), (&postgres, &sqlite)] {
+        let (code, told, errors) =
+            run(&["copy", "--from", &from.direct, "--to", &to.direct], &[], None).await;
+        assert_eq!(code, 0, "{told}{errors}");
+        assert!(errors.contains("5 of 5 sessions, 704 turns"), "{errors}");
+        digests.push(told.lines().last().unwrap().to_owned());
+        let (_, copy, _) = run(&["export", "--all"], &to.variables(), None).await;
+        assert_eq!(lines(&copy), lines(&whole));
+    }
+    assert!(digests[0].starts_with("digest sha256:") && digests[0].ends_with(" (both)"), "{digests:?}");
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+
+    // By HTTP, too, and a server can serve what was copied.
+    let other = Server::on(Kind::Postgres).await;
+    take(&other, &whole).await;
+    assert_eq!(end(&export(&other, "/users/user_1/export").await), end(&whole));
+    let server = Server::with(sqlite, |_| {}).await;
+    assert_eq!(end(&export(&server, "/users/user_1/export").await), end(&whole));
+
+    let others = "SELECT COUNT(*) FROM sessions s JOIN tenants t ON t.tenant_id = s.tenant_id \
+         WHERE t.name = 'other' AND s.session_id = 170";
+    assert_eq!(server.count(others).await, 1);
+
+    // What the target has, it keeps; the copy says that it is not the same.
+    server.patch("/sessions/session_00000000000000ee", json!({"title": "changed"})).await;
+    let (code, told, errors) =
+        run(&["copy", "--from", &postgres.direct, "--to", &server.database.direct], &[], None).await;
+    assert_eq!(code, 1);
+    assert!(told.contains("skipped 5") && errors.contains("1 differ in the target"), "{told}{errors}");
+    assert!(errors.contains("session_00000000000000ee"), "{errors}");
 }
