@@ -1,6 +1,6 @@
 -- Search, where memory came from, and users who were erased. The SQLite twin has the same tables and columns.
 
--- One entry per completed turn: the distinct terms of its message and response, which our code makes (see
+-- One entry per completed turn: digests of the distinct terms of its message and response, which our code makes (see
 -- src/domain/search.rs), so that both databases find the same, and the scopes it can be found in.
 CREATE TABLE search_entries (
     session_id BIGINT NOT NULL,

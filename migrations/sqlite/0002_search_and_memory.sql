@@ -1,6 +1,6 @@
 -- Search, where memory came from, and users who were erased. The Postgres twin has the same tables and columns.
 
--- One entry per completed turn: the distinct terms of its message and response, which our code makes (see
+-- One entry per completed turn: digests of the distinct terms of its message and response, which our code makes (see
 -- src/domain/search.rs), so that both databases find the same, and the scopes it can be found in.
 CREATE TABLE search_entries (
     entry_id   INTEGER NOT NULL PRIMARY KEY,
@@ -11,13 +11,13 @@ CREATE TABLE search_entries (
     terms      TEXT NOT NULL,
     UNIQUE (session_id, tenant_id, turn)
 ) STRICT;
--- Terms are parted by spaces and hold letters and digits only; those of scopes begin with an underscore.
+-- Terms are parted by spaces and hold letters and digits only; those of scopes begin with an underscore. They are
+-- digests, since FTS5 keeps what was deleted in its segments until these are merged, and its own way to prevent that
+-- (secure-delete) takes seconds for a batch of long turns and leaves some words even so.
 CREATE VIRTUAL TABLE search_terms USING fts5 (
     terms, content = 'search_entries', content_rowid = 'entry_id', detail = 'none', columnsize = 0,
     tokenize = "ascii tokenchars '_'"
 );
--- What is deleted leaves the index at once, not when its segments are merged one day.
-INSERT INTO search_terms (search_terms, rank) VALUES ('secure-delete', 1);
 
 -- How far the turns of before this migration are indexed: by which version of the terms.
 ALTER TABLE schema_info ADD COLUMN search_version INTEGER NOT NULL DEFAULT 0;

@@ -59,7 +59,8 @@ impl SearchApi {
     ///
     /// Completed turns with any of the words, in any order and in any of their English forms; those with more of them,
     /// and with rarer ones, first. `"Quoted words"` must stand as they are. Words such as "the" and "what" are not
-    /// looked for. At most the 1,000 best turns are found; pages may shift while turns are added.
+    /// looked for. At most the 1,000 newest turns with the rarest of the words are ranked, and as many with all of
+    /// them; of a message or response the first 20,000 characters count. Pages may shift while turns are added.
     #[expect(clippy::too_many_arguments, reason = "each is a parameter of the operation")]
     #[oai(path = "/search", method = "get", operation_id = "search")]
     async fn search(

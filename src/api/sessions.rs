@@ -460,7 +460,7 @@ impl SessionsApi {
         };
         let data = SessionView::at(fork.clone(), now).to_json_string();
         let remember = claim.map(|claim| (claim, data.clone()));
-        app.store.fork_session(caller, fork, &*app.clock, remember).await?.map_err(refuse)?;
+        app.store.fork_session(caller, fork, remember).await?.map_err(refuse)?;
         Ok(data)
     }
 

@@ -241,7 +241,7 @@ read_parameter!(SearchText: |text| match text.chars().take(1001).count() {
 pub struct TokenBudget(pub i64);
 
 impl TokenBudget {
-    const MAX: i32 = 10_000_000;
+    const MAX: i32 = 1_000_000;
 }
 
 wire!(TokenBudget, "TokenBudget", integer(1, Some(Self::MAX)), |budget| budget.0.into());

@@ -21,8 +21,8 @@ use crate::{
     store::{Completion, Store, TurnKey},
 };
 
-/// Works at once, so that chats find the model and the database free.
-const AT_ONCE: usize = 4;
+/// Works at once: few, since they ask the same model as chats do.
+const AT_ONCE: usize = 2;
 /// Works that wait; more are not done.
 const WAITING: usize = 1000;
 
@@ -69,14 +69,19 @@ impl Afterwards {
             return;
         }
         let (parts, completion) = (parts.clone(), completion.clone());
+        let mark = due.as_ref().map(|due| Mark { parts: parts.clone(), session: (due.tenant, due.session) });
         self.0.tasks.spawn(async move {
+            let _mark = mark;
             let work = async {
-                let Ok(_place) = parts.waiting.try_acquire() else { return };
+                let Ok(_place) = parts.waiting.try_acquire() else {
+                    tracing::warn!(session = %key.session, turn = key.turn, "too much is due: nothing learnt");
+                    return;
+                };
                 let Ok(_turn) = parts.at_once.acquire().await else { return };
                 if stated {
                     parts.learn(key, &completion).await;
                 }
-                if let Some(due) = due.clone() {
+                if let Some(due) = due {
                     parts.summarise(due).await;
                 }
             };
@@ -85,15 +90,24 @@ impl Afterwards {
                 () = work => {}
                 () = parts.stopping.cancelled() => {}
             }
-            if let Some(due) = due {
-                parts.lock().remove(&(due.tenant, due.session));
-            }
         });
     }
 
     /// Gives up what is under way.
     pub fn stop(&self) {
         self.0.stopping.cancel();
+    }
+}
+
+/// That a session's summary is being made, for as long as this lives.
+struct Mark {
+    parts: Arc<Parts>,
+    session: (TenantId, SessionId),
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.parts.lock().remove(&self.session);
     }
 }
 

@@ -19,6 +19,9 @@ use crate::{
 /// What a pair of messages costs beside its text.
 const TURN_OVERHEAD: i64 = 2 * MESSAGE_OVERHEAD;
 
+/// What stands for a response that was empty.
+const NO_RESPONSE: &str = "…";
+
 /// How much may be shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -122,7 +125,9 @@ pub fn assemble(
     messages.extend(system.into_message());
     for turn in back.into_iter().chain(last) {
         messages.push(Message::new(Role::User, turn.message.as_str()));
-        messages.push(Message::new(Role::Assistant, turn.response.as_str()));
+        // Some models refuse an empty message, and roles have to alternate.
+        let response = if turn.response.is_empty() { NO_RESPONSE } else { turn.response.as_str() };
+        messages.push(Message::new(Role::Assistant, response));
     }
     messages.extend(message.map(|message| Message::new(Role::User, message)));
     let tokens = messages.iter().map(|message| cost_of_message(&message.content)).sum();
@@ -140,7 +145,8 @@ pub fn cost_of_message(text: &str) -> i64 {
 }
 
 fn cost(turn: &PastTurn) -> i64 {
-    turn.tokens + TURN_OVERHEAD
+    let stand_in = if turn.response.is_empty() { tokens::count(NO_RESPONSE) } else { 0 };
+    turn.tokens + stand_in + TURN_OVERHEAD
 }
 
 /// How many of these turns fit into what is left, up to the first that does not.
@@ -230,7 +236,8 @@ fn working_memory(material: &Material) -> String {
 }
 
 fn summary(material: &Material) -> String {
-    material.summary.as_ref().map(|text| format!("Earlier in this conversation:\n{text}")).unwrap_or_default()
+    let summary = material.summary.as_ref().filter(|text| !text.is_empty());
+    summary.map(|text| format!("Earlier in this conversation:\n{text}")).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -304,7 +304,7 @@ impl Engine {
         if needed > budget.tokens {
             return Ok(Preview::TooSmall(needed));
         }
-        let context = parts.assemble((caller.tenant, session), &material, message, budget).await?;
+        let context = parts.assemble((caller.tenant, session), &material, message, budget).await;
         Ok(Preview::Shown(Box::new(context)))
     }
 
@@ -589,7 +589,7 @@ impl Parts {
         // It may have been cancelled before this server knew it to run.
         let material = material.ok_or(Error::Interrupted)?;
         let session = (key.tenant, key.session);
-        let context = self.assemble(session, &material, Some(&chat.message), budget).await?;
+        let context = self.assemble(session, &material, Some(&chat.message), budget).await;
         let due = Due::after(session, &material, context.first_turn);
         let ask = Ask { messages: context.messages, options: chat.options, stream: chat.stream, deadline };
         Ok((self.model.reply(&ask, &**listener).await?, due))
@@ -606,16 +606,22 @@ impl Parts {
         material: &Material,
         message: Option<&str>,
         budget: Budget,
-    ) -> Result<Context, Error> {
+    ) -> Context {
         let prompt = &self.settings.system_prompt;
         let context = assemble(material, prompt, message, &[], budget);
-        let (Some(message), 1..) = (message, context.dropped.recent_turns) else { return Ok(context) };
+        let (Some(message), 1..) = (message, context.dropped.recent_turns) else { return context };
         let before = context.first_turn.unwrap_or(i64::MAX);
-        let recalled = recall(&self.store, (tenant, session), message, before).await?;
-        if recalled.is_empty() {
-            return Ok(context);
+        match recall(&self.store, (tenant, session), message, before).await {
+            Ok(recalled) if !recalled.is_empty() => {
+                assemble(material, prompt, Some(message), &recalled, budget)
+            }
+            Ok(_) => context,
+            // The message can be answered without.
+            Err(error) => {
+                tracing::warn!(%session, error = &error as &dyn std::error::Error, "nothing recalled");
+                context
+            }
         }
-        Ok(assemble(material, prompt, Some(message), &recalled, budget))
     }
 
     /// Renews a turn's lease for as long as it is waited for; returns once it is lost.

@@ -66,7 +66,8 @@ pub async fn by_model(model: &dyn Model, message: &str, time: Duration) -> Vec<F
             Message::new(Role::System, WISH),
             Message::new(Role::User, format!("The user's message:\n{message}")),
         ],
-        options: Options { temperature: Some(0.0), ..Options::default() },
+        // Some models refuse any temperature but their own.
+        options: Options::default(),
         stream: false,
         deadline: Instant::now() + time,
     };

@@ -11,6 +11,8 @@ use crate::{
 
 /// The most turns that are brought back.
 const TURNS: usize = 5;
+/// The most turns that are ranked for one message.
+const RANKED: i64 = 100;
 /// A term in more turns of the session than these tells nothing about what is meant.
 const COMMON: i64 = 200;
 
@@ -24,17 +26,19 @@ pub async fn recall(
     let search = Search {
         before_turn: Some(before),
         common: COMMON,
+        ranked: RANKED,
         neighbours: true,
         ..Search::new(Question::words(message), Scope::Session(session))
     };
     let hits = store.search(tenant, &search).await?;
-    let mut turns = Vec::with_capacity(TURNS);
     // Some next to those that match may not have been completed, or are shown anyway.
-    for hit in hits.iter().filter(|hit| hit.turn < before).take(2 * TURNS) {
-        turns.extend(store.past_turns(tenant, session, (hit.turn, hit.turn), 1).await?);
-        if turns.len() == TURNS {
-            break;
-        }
+    let best: Vec<i64> =
+        hits.iter().map(|hit| hit.turn).filter(|turn| *turn < before).take(2 * TURNS).collect();
+    if best.is_empty() {
+        return Ok(Vec::new());
     }
+    let mut turns = store.turns_by_number(tenant, session, &best).await?;
+    turns.sort_by_key(|turn| best.iter().position(|number| *number == turn.turn));
+    turns.truncate(TURNS);
     Ok(turns)
 }

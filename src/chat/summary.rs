@@ -20,6 +20,8 @@ use crate::{
 pub const STEP: i64 = 8;
 /// The most turns that are summarised at once.
 const TURNS: i64 = 64;
+/// The most steps that are made after one turn.
+const STEPS: usize = 8;
 /// Of a session that was filled from elsewhere, the turns before the window that are summarised; older ones are found
 /// by recall.
 const REACH: i64 = 512;
@@ -58,49 +60,60 @@ impl Due {
         })
     }
 
-    /// Summarises a step further, within `budget` tokens; whether it was kept.
+    /// Summarises step by step, within `budget` tokens, until everything due is covered or there were many steps: the rest
+    /// is due again after the next turn.
     pub async fn work(
-        self,
+        mut self,
         store: &Store,
         model: Option<&dyn Model>,
         budget: i64,
         time: Duration,
-    ) -> store::Result<bool> {
+    ) -> store::Result<()> {
+        for _ in 0..STEPS {
+            let summary = self.step(store, model, budget, time).await?;
+            let (text, through) = (summary.text.clone(), summary.through);
+            let kept = store.keep_summary(self.tenant, self.session, summary).await?;
+            if !kept || through >= self.through {
+                break;
+            }
+            (self.summary, self.was_through) = (Some(text), Some(through));
+        }
+        Ok(())
+    }
+
+    /// The summary with some turns more.
+    async fn step(
+        &self,
+        store: &Store,
+        model: Option<&dyn Model>,
+        budget: i64,
+        time: Duration,
+    ) -> store::Result<Summary> {
         let first = (self.was_through.unwrap_or(0) + 1).max(self.through - REACH + 1);
         let mut turns = store.past_turns(self.tenant, self.session, (first, self.through), TURNS).await?;
+        let all = turns.len();
         let mut left = 4 * budget;
+        let fits = |turn: &PastTurn| {
+            left -= turn.tokens;
+            left >= 0
+        };
         // One turn at least, so that it goes on.
-        turns = turns
-            .into_iter()
-            .enumerate()
-            .take_while(|(i, turn)| {
-                left -= turn.tokens;
-                *i == 0 || left >= 0
-            })
-            .map(|(_, turn)| turn)
-            .collect();
+        let fitting = turns.iter().map(fits).take_while(|fits| *fits).count().max(1);
+        turns.truncate(fitting);
         let through = match turns.last() {
-            Some(last) if i64::try_from(turns.len()).is_ok_and(|n| n == TURNS) || left < 0 => last.turn,
+            Some(last) if turns.len() < all || i64::try_from(all).is_ok_and(|all| all == TURNS) => last.turn,
             // What is left out was not completed.
             _ => self.through,
         };
         let before = self.summary.as_deref().unwrap_or_default();
-        let text = match model {
-            Some(model) => match by_model(model, before, &turns, budget, time).await {
-                Some(text) => text,
-                // Tried again after the next turn.
-                None => return Ok(false),
-            },
-            None => extract(before, &turns, budget),
+        let by_model = match model {
+            Some(model) => by_model(model, before, &turns, budget, time).await,
+            None => None,
         };
-        let summary = Summary {
-            tokens: tokens::count(&text),
-            text,
-            through,
-            takings: self.takings,
-            was_through: self.was_through,
-        };
-        store.keep_summary(self.tenant, self.session, summary).await
+        // Also where the model refuses: what it refuses once, it would refuse for ever.
+        let text = by_model.unwrap_or_else(|| extract(before, &turns, budget));
+        let (tokens, takings, was_through) = (tokens::count(&text), self.takings, self.was_through);
+        Ok(Summary { text, tokens, through, takings, was_through })
     }
 }
 
@@ -134,7 +147,7 @@ async fn by_model(
     };
     match model.reply(&ask, &Silence).await {
         // Whatever its length, it has to fit.
-        Ok(reply) => Some(within(reply.text.trim(), budget)),
+        Ok(reply) => Some(within(reply.text.trim(), budget)).filter(|text| !text.is_empty()),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "summary not made");
             None

@@ -31,14 +31,19 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// From the beginning of the year 0 to the end of the year 9999, in milliseconds.
+const YEARS: std::ops::RangeInclusive<i64> = -62_167_219_200_000..=253_402_300_799_999;
+
 impl TryFrom<String> for Timestamp {
     type Error = String;
 
     /// Reads RFC 3339 with any offset; what is finer than a millisecond is cut off.
     fn try_from(text: String) -> Result<Self, String> {
         let time = DateTime::parse_from_rfc3339(&text);
-        time.map(|time| Self(time.timestamp_millis()))
-            .map_err(|_| "must be a time such as 2024-01-01T12:00:00.000Z (RFC 3339)".to_owned())
+        // Years of four digits, also in UTC.
+        let millis = time.ok().map(|time| time.timestamp_millis()).filter(|millis| YEARS.contains(millis));
+        let problem = || "must be a time such as 2024-01-01T12:00:00.000Z (RFC 3339)".to_owned();
+        millis.map(Self).ok_or_else(problem)
     }
 }
 

@@ -16,12 +16,12 @@ use super::{
     session::UserId,
 };
 
-/// Raised whenever the terms of a text change, so that what is kept is made anew.
+/// Noted once every turn has its entry.
 pub const VERSION: i64 = 1;
 
 /// The longest term, in bytes; of longer words the beginning counts.
 const MAX_TERM: usize = 64;
-/// The most distinct terms of one turn: with [`MAX_TERM`] well below the megabyte that a `tsvector` holds.
+/// The most distinct terms of one turn.
 const MAX_TERMS: usize = 8000;
 /// The most terms of a question that count.
 const MAX_ASKED: usize = 32;
@@ -152,7 +152,16 @@ fn is_stop_word(word: &str) -> bool {
     word.is_ascii() && word.len() <= 10 && STOP_WORDS.contains(&format!(" {word} "))
 }
 
-/// What a turn is found by: the distinct stems of its texts, in alphabetical order.
+/// What a turn is found by, and what is looked for: a digest of a stem, so that no index keeps words of what was erased.
+/// Its ten characters of five bits each make two of a million stems meet once in two thousand times; ranking tells them
+/// apart.
+pub fn digest(stem: &str) -> String {
+    const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let bits = ids::digest(&[stem]).cast_unsigned();
+    (0..10).map(|i| char::from(DIGITS[usize::try_from(bits >> (5 * i) & 31).unwrap_or(0)])).collect()
+}
+
+/// What a turn says: the distinct stems of its texts, in alphabetical order.
 pub fn terms(texts: [&str; 2]) -> BTreeSet<String> {
     let stemmer = Stemmer::create(Algorithm::English);
     let mut terms = BTreeSet::new();

@@ -435,9 +435,12 @@ fn parts(phrase: Phrase) -> Vec<Phrase> {
 
 /// What is said of "my …" in passing, or is better not kept.
 const NO_THINGS: &[&str] = &[
-    "advice", "answer", "code", "concern", "god", "guess", "issue", "opinion", "passphrase", "password",
-    "point", "problem", "question", "request", "text", "turn", "understanding", "wish", "idea", "intention",
-    "pin", "fault",
+    "advice", "answer", "concern", "god", "guess", "issue", "opinion", "point", "problem", "question",
+    "request", "text", "turn", "understanding", "wish", "idea", "intention", "fault",
+];
+/// Words of things that are better not kept.
+const SECRETS: &[&str] = &[
+    "password", "passphrase", "passcode", "pin", "pwd", "secret", "token", "cvv", "cvc", "ssn", "key", "code",
 ];
 /// What a value begins with that denies, asks or explains.
 const NO_VALUES: &[&str] =
@@ -451,7 +454,9 @@ fn thing(phrase: Phrase) -> Option<Statement> {
     let short = (1..=MAX_WORDS.2).contains(&is) && thing.len() <= MAX_CHARS.1;
     let denied = NO_VALUES.contains(&value.first())
         || (NO_NAMES.contains(&value.first()) && !thing.starts_with("favo"));
-    (short && !denied && !NO_THINGS.contains(&thing.as_str())).then_some(())?;
+    let secret = |word: &str| SECRETS.contains(&word);
+    let kept = !NO_THINGS.contains(&thing.as_str()) && !thing.split(' ').any(secret);
+    (short && !denied && kept).then_some(())?;
     Some(Statement { key: key(&thing), value: value.written()? })
 }
 

@@ -5,6 +5,7 @@ pub mod erasures;
 pub mod keys;
 pub mod leases;
 pub mod retention;
+pub mod search;
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ pub async fn run(app: Arc<App>, schedule: Schedule) {
             retention::remove_old_sessions(&app, schedule.retention)
         }),
         every(&app, schedule.seldom, "erased users", || erasures::forget_erased_users(&app)),
+        every(&app, schedule.seldom, "search", || search::index_old_turns(&app)),
         every(&app, schedule.seldom, "keys", || keys::forget_old_keys(&app)),
         every(&app, schedule.often, "cancellations", || cancellations::listen(&app)),
     );

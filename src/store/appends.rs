@@ -93,7 +93,9 @@ impl Write for Append {
             (first..).zip(&self.entries).map(|(turn, entry)| Entry { turn, ..entry.clone() }).collect();
         search::index(tx, (tenant, &user, *session), &entries).await?;
         for (turn, learnt) in turns.iter().zip(&self.appendix.learnt) {
-            memory::learn(tx, (tenant, &user), (*session, turn.turn), turn.created_at, learnt).await?;
+            // What is said to be of the future must not outlive what is stated later.
+            let at = turn.created_at.min(*now);
+            memory::learn(tx, (tenant, &user), (*session, turn.turn), at, learnt).await?;
         }
         if let Some((claim, render)) = &self.appendix.remember {
             claim.remember(tx, Some((*session, Some((first, last)))), 201, &render(&turns)).await?;

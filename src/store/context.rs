@@ -4,13 +4,11 @@ use super::{Result, Store, TurnKey, db::Statement};
 use crate::domain::{
     caller::{Caller, TenantId},
     ids::SessionId,
-    memory::{BehaviorProfile, Fact},
+    memory::{BehaviorProfile, Fact, MAX_FACTS},
 };
 
 /// The turns read at most; their tokens bound them sooner.
 const MAX_TURNS: i64 = 1000;
-/// The facts read at most, newest first.
-const MAX_FACTS: i64 = 200;
 
 /// A past turn, with its tokens as counted when it was stored.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -63,9 +61,11 @@ macro_rules! context_sql {
         concat!(
             "SELECT s.system_prompt, m.verbosity, m.tone, m.depth, m.working_memory, m.summary, m.summary_through, ",
             "m.takings, s.completed_turns - s.erased_turns AS all_turns, ",
-            "CAST(COALESCE((SELECT ", $list, "(", $array, "(f.key, f.value) ORDER BY f.updated_at, f.turn) FROM ",
-            "(SELECT key, value, updated_at, turn FROM facts WHERE tenant_id = $2 AND user_id = s.user_id ",
-            "ORDER BY updated_at DESC, turn DESC LIMIT $6) f), '[]') AS TEXT) AS facts, ",
+            "CAST(COALESCE((SELECT ", $list, "(", $array, "(f.key, f.value) ORDER BY f.updated_at, f.turn, f.key) FROM ",
+            "(SELECT key, value, updated_at, turn FROM (SELECT key, value, updated_at, turn, ROW_NUMBER() OVER ",
+            "(PARTITION BY key ORDER BY updated_at DESC, turn DESC, session_id DESC) AS place FROM facts ",
+            "WHERE tenant_id = $2 AND user_id = s.user_id) stated WHERE place = 1 ",
+            "ORDER BY updated_at DESC, turn DESC, key LIMIT $6) f), '[]') AS TEXT) AS facts, ",
             "CAST(COALESCE((SELECT ", $list, "(", $array,
             "(t.turn, t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
             "FROM turns t WHERE t.session_id = $1 AND t.tenant_id = $2 AND t.status = 'completed' AND t.turn < $3 ",
@@ -117,7 +117,20 @@ impl Store {
             .bind(before)
             .bind(tokens)
             .bind(MAX_TURNS)
-            .bind(MAX_FACTS)
+            .bind(i64::try_from(MAX_FACTS).unwrap_or(i64::MAX))
+    }
+
+    /// Of these turns, those that were completed, in no order.
+    pub async fn turns_by_number(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        numbers: &[i64],
+    ) -> Result<Vec<PastTurn>> {
+        let numbers: serde_json::Value = numbers.into();
+        let rows = self.db.read(PAST_TURNS).push(" AND turn IN (SELECT ");
+        let rows = rows.push_each("value FROM json_each($3))", "jsonb_array_elements($3::jsonb)::bigint)");
+        Ok(past_turns(rows.bind(session).bind(tenant).bind(numbers.to_string()).all().await?))
     }
 
     /// The completed turns from `first` through `last`, at most `limit` of the first of them.
@@ -128,38 +141,25 @@ impl Store {
         (first, last): (i64, i64),
         limit: i64,
     ) -> Result<Vec<PastTurn>> {
-        let rows: Vec<(i64, String, Option<String>, i64)> = self
-            .db
-            .read(
-                "SELECT turn, message, response, message_tokens + response_tokens FROM turns \
-                 WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4 AND status = 'completed' \
-                 ORDER BY turn LIMIT $5",
-            )
-            .bind(session)
-            .bind(tenant)
-            .bind(first)
-            .bind(last)
-            .bind(limit)
-            .all()
-            .await?;
-        let past = |(turn, message, response, tokens): (_, _, Option<String>, _)| PastTurn {
-            turn,
-            message,
-            response: response.unwrap_or_default(),
-            tokens,
-        };
-        Ok(rows.into_iter().map(past).collect())
+        let rows = self.db.read(PAST_TURNS).push(" AND turn BETWEEN $3 AND $4 ORDER BY turn LIMIT $5");
+        Ok(past_turns(rows.bind(session).bind(tenant).bind(first).bind(last).bind(limit).all().await?))
     }
+}
+
+const PAST_TURNS: &str = "SELECT turn, message, COALESCE(response, ''), message_tokens + response_tokens FROM turns \
+     WHERE session_id = $1 AND tenant_id = $2 AND status = 'completed'";
+
+fn past_turns(rows: Vec<(i64, String, String, i64)>) -> Vec<PastTurn> {
+    let past = |(turn, message, response, tokens)| PastTurn { turn, message, response, tokens };
+    rows.into_iter().map(past).collect()
 }
 
 impl Row {
     fn into_material(self) -> Result<Material, sqlx::Error> {
         let decode = |error: serde_json::Error| sqlx::Error::Decode(Box::new(error));
-        let mut facts: Vec<Fact> = Vec::new();
-        for (key, value) in serde_json::from_str::<Vec<(String, String)>>(&self.facts).map_err(decode)? {
-            facts.retain(|fact| fact.key != key);
-            facts.push(Fact { key, value: serde_json::from_str(&value).map_err(decode)? });
-        }
+        let facts: Vec<(String, String)> = serde_json::from_str(&self.facts).map_err(decode)?;
+        let fact = |(key, value): (String, String)| Ok(Fact { key, value: serde_json::from_str(&value)? });
+        let facts = facts.into_iter().map(fact).collect::<serde_json::Result<_>>().map_err(decode)?;
         Ok(Material {
             system_prompt: self.system_prompt,
             profile: self.profile,

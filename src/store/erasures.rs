@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{
     Kind, Result, Store,
     db::Tx,
-    search,
+    memory, search,
     sessions::{Cutoffs, SESSIONS},
     turns::CANCELLED,
     writer::Write,
@@ -62,20 +62,8 @@ impl Store {
     ) -> Result<Option<Erased>> {
         let tenant = caller.tenant;
         let mut tx = self.db.begin().await?;
-        if tx.kind() == Kind::Postgres {
-            // In the order in which every batch of writes locks them. Whoever copies one of these sessions is waited
-            // for, and then the next statement sees the copy.
-            let lock = "SELECT session_id FROM sessions WHERE tenant_id = $1 AND user_id = $2 ORDER BY session_id \
-                 FOR UPDATE";
-            tx.sql(lock).bind(tenant).bind(user).run().await?;
-        }
-        let mark = "INSERT INTO erasures (session_id, tenant_id, created_at) SELECT session_id, tenant_id, $3 \
-             FROM sessions WHERE tenant_id = $1 AND user_id = $2 \
-             ON CONFLICT (session_id, tenant_id) DO UPDATE SET created_at = excluded.created_at \
-             RETURNING session_id";
-        let sessions: Vec<(SessionId,)> = tx.sql(mark).bind(tenant).bind(user).bind(now).all().await?;
-        let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
-        let facts = tx.sql(forget).bind(tenant).bind(user).run().await?;
+        memory::lock_user(&mut tx, (tenant, user)).await?;
+        // Before anything is looked at: whoever imports waits, or is waited for and then seen.
         let clock = tx.clock().await?;
         tx.sql(
             "INSERT INTO user_erasures (tenant_id, user_digest, erased_at) VALUES ($1, $2, $3) \
@@ -86,17 +74,36 @@ impl Store {
         .bind(clock)
         .run()
         .await?;
+        if tx.kind() == Kind::Postgres {
+            // In the order in which every batch of writes locks them. Whoever copies one of these sessions is waited
+            // for, and then the next statement sees the copy.
+            let lock = "SELECT session_id FROM sessions WHERE tenant_id = $1 AND user_id = $2 ORDER BY session_id \
+                 FOR UPDATE";
+            tx.sql(lock).bind(tenant).bind(user).run().await?;
+        }
+        let mark = "INSERT INTO erasures (session_id, tenant_id, created_at) SELECT session_id, tenant_id, $3 \
+             FROM sessions WHERE tenant_id = $1 AND user_id = $2 \
+             ON CONFLICT (session_id, tenant_id) DO UPDATE SET created_at = excluded.created_at";
+        tx.sql(mark).bind(tenant).bind(user).bind(now).run().await?;
+        let remove =
+            "DELETE FROM sessions WHERE tenant_id = $1 AND user_id = $2 RETURNING session_id, running_turn";
+        let sessions: Vec<(SessionId, Option<i64>)> = tx.sql(remove).bind(tenant).bind(user).all().await?;
+        for (session, running) in &sessions {
+            tell_cancelled(&mut tx, *session, *running).await?;
+        }
+        let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
+        let facts = tx.sql(forget).bind(tenant).bind(user).run().await?;
         tx.commit().await?;
 
-        let mut erased = Erased { facts, ..Erased::default() };
-        for (session,) in &sessions {
-            erased.add(&self.erase(*session, tenant).await?);
-            gone(*session);
+        sessions.iter().for_each(|(session, _)| gone(*session));
+        let mut erased = Erased { sessions: sessions.len() as u64, facts, ..Erased::default() };
+        for (session, _) in sessions {
+            erased.add(&self.erase(session, tenant).await?);
         }
         Ok((erased != Erased::default()).then_some(erased))
     }
 
-    /// Forgets that users were erased before `before`, by the database's clock: nothing begun then is still under way.
+    /// Forgets that users were erased longer ago than `kept`: nothing begun before is still under way.
     pub async fn forget_user_erasures(&self, kept: Duration) -> Result<()> {
         let mut tx = self.db.begin().await?;
         let before = tx.clock().await? - kept;
@@ -115,7 +122,7 @@ impl Store {
         self.writer.write(Redact { tenant: caller.tenant, session, turn, now }).await
     }
 
-    /// Removes what is left of a deleted session, or all of one that is marked; what that was.
+    /// Removes what is left of a session that cannot be found any more; what that was.
     pub(super) async fn erase(&self, session: SessionId, tenant: TenantId) -> Result<Erased> {
         let mut erased = Erased::default();
         loop {
@@ -128,7 +135,6 @@ impl Store {
                 tx.rollback().await?;
                 return Ok(erased);
             }
-            erased.sessions += u64::from(remove_session(&mut tx, session, tenant).await?);
             let batch = "SELECT MAX(turn) FROM (SELECT turn FROM turns WHERE session_id = $1 AND tenant_id = $2 \
                  ORDER BY turn LIMIT $3) batch";
             let (last,): (Option<i64>,) = tx.sql(batch).bind(session).bind(tenant).bind(BATCH).one().await?;
@@ -176,10 +182,17 @@ impl Erased {
 async fn remove_session(tx: &mut Tx, session: SessionId, tenant: TenantId) -> Result<bool> {
     let remove = "DELETE FROM sessions WHERE session_id = $1 AND tenant_id = $2 RETURNING running_turn";
     let removed: Option<(Option<i64>,)> = tx.sql(remove).bind(session).bind(tenant).optional().await?;
-    if let Some((Some(turn),)) = removed {
+    let Some((running,)) = removed else { return Ok(false) };
+    tell_cancelled(tx, session, running).await?;
+    Ok(true)
+}
+
+/// Tells every instance that a turn's work is for nothing, if one runs.
+async fn tell_cancelled(tx: &mut Tx, session: SessionId, running: Option<i64>) -> Result<()> {
+    if let Some(turn) = running {
         tx.notify(CANCELLED, format!("{} {turn}", session.number())).await?;
     }
-    Ok(removed.is_some())
+    Ok(())
 }
 
 /// What became of a wish to erase a turn.
@@ -228,8 +241,9 @@ impl Write for Redact {
         search::unindex(tx, (tenant, session), (turn, turn)).await?;
         for derived in [
             "DELETE FROM facts WHERE session_id = $1 AND tenant_id = $2 AND turn = $3",
-            "DELETE FROM idempotency_records WHERE session_id = $1 AND tenant_id = $2 AND turn <= $3 \
-                 AND COALESCE(last_turn, turn) >= $3",
+            // The key stays, so that the same request sent again does not bring the turn back.
+            "UPDATE idempotency_records SET status = 409, answer = NULL WHERE session_id = $1 AND tenant_id = $2 \
+                 AND turn <= $3 AND COALESCE(last_turn, turn) >= $3",
         ] {
             tx.sql(derived).bind(session).bind(tenant).bind(turn).run().await?;
         }

@@ -3,7 +3,7 @@
 use super::{
     Result, Store,
     db::Tx,
-    erasures::{stage, unstage},
+    erasures::{is_staged, stage, unstage},
     idempotency::Claim,
     search,
     sessions::InsertSession,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::domain::{
     caller::{Caller, TenantId},
-    clock::Clock,
+    clock::Timestamp,
     ids::SessionId,
     search::Scope,
     session::Session,
@@ -60,34 +60,48 @@ impl Store {
         &self,
         caller: Caller,
         fork: Session,
-        clock: &dyn Clock,
         remember: Option<(Claim, String)>,
     ) -> Result<Result<(), NotForked>> {
         let (Some(parent), Some(through)) = (fork.forked_from_session, fork.forked_from_turn) else {
             return Ok(Err(NotForked::UnknownSession));
         };
         let (tenant, id) = (caller.tenant, fork.id);
-        let made = self.copy(tenant, (parent, through), fork, clock, remember).await;
-        if !matches!(made, Ok(Ok(()))) {
-            // What is left over even so is removed when its time is over.
-            self.erase(id, tenant).await?;
+        loop {
+            let made = self.copy(tenant, (parent, through), fork.clone(), remember.clone()).await;
+            if !matches!(made, Ok(Ok(true))) {
+                // What is left over even so is removed when its time is over.
+                self.erase(id, tenant).await?;
+            }
+            match made? {
+                Ok(true) => return Ok(Ok(())),
+                // A turn was erased meanwhile, perhaps after it had been copied: once more.
+                Ok(false) => {}
+                Err(refusal) => return Ok(Err(refusal)),
+            }
         }
-        made
     }
 
+    /// Copies and publishes a fork; `false` if something was taken away from the parent meanwhile.
     async fn copy(
         &self,
         tenant: TenantId,
         (parent, through): (SessionId, i64),
         mut fork: Session,
-        clock: &dyn Clock,
         remember: Option<(Claim, String)>,
-    ) -> Result<Result<(), NotForked>> {
+    ) -> Result<Result<bool, NotForked>> {
+        let takings = self.takings(tenant, parent).await?;
+        let mut staged = None;
         for first in (1..=through).step_by(usize::try_from(PAGE).unwrap_or(usize::MAX)) {
             let page = (first, through.min(first + PAGE - 1));
             let mut tx = self.db.begin().await?;
-            stage(&mut tx, (tenant, fork.id), clock.now() + STAGED).await?;
+            still_staged(&mut tx, (tenant, fork.id), staged).await?;
+            let now = tx.clock().await?;
+            stage(&mut tx, (tenant, fork.id), now + STAGED).await?;
+            staged = Some(now + STAGED);
             fork.completed_turns += copy_turns(&mut tx, tenant, (parent, fork.id), page).await?;
+            if let Some((claim, _)) = &remember {
+                claim.renew(&mut tx, now + STAGED).await?;
+            }
             tx.commit().await?;
         }
         let mut tx = self.db.begin().await?;
@@ -95,16 +109,34 @@ impl Store {
             tx.rollback().await?;
             return Ok(Err(NotForked::UnknownSession));
         }
-        if through > 0 && !unstage(&mut tx, (tenant, fork.id)).await? {
-            // It took longer than a fork is left alone. Nothing of it is kept.
+        let (taken,): (i64,) = tx.sql(TAKINGS).bind(parent).bind(tenant).one().await?;
+        if Some(taken) != takings {
             tx.rollback().await?;
-            return Err(sqlx::Error::RowNotFound.into());
+            return Ok(Ok(false));
         }
+        still_staged(&mut tx, (tenant, fork.id), staged).await?;
+        unstage(&mut tx, (tenant, fork.id)).await?;
         let id = fork.id;
         InsertSession { tenant, session: fork, last_turn: through, remember }.apply(&mut tx).await?;
         copy_memory(&mut tx, tenant, (parent, id), through).await?;
         tx.commit().await?;
-        Ok(Ok(()))
+        Ok(Ok(true))
+    }
+
+    /// How often something was taken away from a session.
+    async fn takings(&self, tenant: TenantId, session: SessionId) -> Result<Option<i64>> {
+        let row: Option<(i64,)> = self.db.read(TAKINGS).bind(session).bind(tenant).optional().await?;
+        Ok(row.map(|(takings,)| takings))
+    }
+}
+
+const TAKINGS: &str = "SELECT takings FROM session_memory WHERE session_id = $1 AND tenant_id = $2";
+
+/// Fails if what has been staged until a time has begun to be removed, since its copying took too long.
+async fn still_staged(tx: &mut Tx, session: (TenantId, SessionId), staged: Option<Timestamp>) -> Result<()> {
+    match staged {
+        Some(until) if !is_staged(tx, session, until).await? => Err(sqlx::Error::RowNotFound.into()),
+        _ => Ok(()),
     }
 }
 
@@ -145,8 +177,7 @@ async fn copy_turns(
     .bind(last)
     .run()
     .await?;
-    let copied = tx
-        .sql_each(
+    tx.sql_each(
             "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
              SELECT $3, tenant_id, turn, created_at, replace(terms, $6, $7) FROM search_entries \
              WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $4 AND $5",
@@ -164,8 +195,10 @@ async fn copy_turns(
         .run()
         .await?;
     search::index_terms(tx, (tenant, fork), (first, last)).await?;
-    // Completed turns have an entry each, others none.
-    Ok(i64::try_from(copied).unwrap_or(i64::MAX))
+    let completed = "SELECT COUNT(*) FROM turns WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4 \
+         AND status = 'completed'";
+    let (completed,) = tx.sql(completed).bind(fork).bind(tenant).bind(first).bind(last).one().await?;
+    Ok(completed)
 }
 
 /// Copies the memory, and what was learnt from the turns that were copied.

@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::{NotUpdated, Result, Store, TurnKey, db::Tx};
+use super::{Kind, NotUpdated, Result, Store, TurnKey, db::Tx};
 use crate::domain::{
     caller::{Caller, TenantId},
     clock::Timestamp,
-    ids::SessionId,
+    ids::{SessionId, digest},
     memory::{Fact, KnownFact, Learnt, MAX_FACTS, MemoryPatch, ProfileChange, SessionMemory},
     session::{IfMatch, UserId},
 };
@@ -161,10 +161,14 @@ impl Store {
         now: Timestamp,
     ) -> Result<Result<Vec<KnownFact>, String>> {
         let mut tx = self.db.begin().await?;
+        lock_user(&mut tx, (caller.tenant, user)).await?;
         let known = newest(tx.sql(FACTS).bind(caller.tenant).bind(user).all().await?)?;
         let mut left = known.len();
         for (key, value) in patch {
             let fact = known.iter().find(|known| known.fact.key == *key).map(|known| known.fact.clone());
+            if value.is_null() && fact.is_none() {
+                continue;
+            }
             // Also where it takes another value: what is stated here holds from now on, though a turn that said
             // otherwise be dated later.
             let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2 AND key = $3";
@@ -194,6 +198,7 @@ impl Store {
     /// Forgets everything that is known about a user; how much that was.
     pub async fn forget_facts(&self, caller: Caller, user: &UserId) -> Result<u64> {
         let mut tx = self.db.begin().await?;
+        lock_user(&mut tx, (caller.tenant, user)).await?;
         let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
         let forgotten = tx.sql(forget).bind(caller.tenant).bind(user).run().await?;
         tx.commit().await?;
@@ -227,6 +232,16 @@ impl Store {
     }
 }
 
+/// Lets one change at a time be made to what is known about a user as a whole; on SQLite every transaction has the only
+/// write lock anyway.
+pub(super) async fn lock_user(tx: &mut Tx, (tenant, user): (TenantId, &UserId)) -> Result<()> {
+    if tx.kind() == Kind::Postgres {
+        let lock = digest(&["user", &tenant.number().to_string(), user.as_str()]);
+        tx.sql("SELECT pg_advisory_xact_lock($1)").bind(lock).run().await?;
+    }
+    Ok(())
+}
+
 type FactRow = (String, String, SessionId, i64, Timestamp);
 const FACTS: &str = "SELECT key, value, session_id, turn, updated_at FROM facts \
      WHERE tenant_id = $1 AND user_id = $2 ORDER BY key, updated_at, turn, session_id";
@@ -254,7 +269,10 @@ pub(super) async fn learn(
     learnt: &Learnt,
 ) -> Result<()> {
     change_profile(tx, owner.0, (source.0, Some(source.1)), at, learnt.profile).await?;
-    for fact in &learnt.facts {
+    // Rows are locked in one order; of two statements of one thing in a message the later counts.
+    let mut facts: Vec<&Fact> = learnt.facts.iter().collect();
+    facts.sort_by(|a, b| a.key.cmp(&b.key));
+    for fact in facts {
         put_fact(tx, owner, Some(source), at, fact).await?;
         tx.sql(
             "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2 AND key = $3 AND (session_id, turn) NOT IN \

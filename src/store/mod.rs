@@ -27,7 +27,7 @@ pub use error::{Error, Result};
 pub use forks::NotForked;
 pub use idempotency::{Claim, Claimed, IdempotencyKey};
 pub use memory::Summary;
-pub use search::{Excerpt, Hit, Search};
+pub use search::{Excerpt, Hit, OldTurn, Search};
 pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
 pub use turns::{
     Admission, Admitted, Cancelled, Completion, Destination, Ended, Ending, Expired, NotAdmitted, TurnKey,

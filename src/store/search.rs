@@ -20,8 +20,10 @@ use crate::domain::{
 
 /// Where counting the entries of a term ends: those that have more are equally common.
 const COUNTED: i64 = 4096;
-/// The most turns that are ranked.
+/// The most turns that are ranked by their rarest terms.
 const RANKED: i64 = 1000;
+/// Turns of before the index that get their entries in one transaction.
+const OLD_TURNS: i64 = 100;
 /// Turns whose texts are read at once.
 const READ_TURNS: usize = 64;
 
@@ -40,6 +42,8 @@ pub struct Search {
     pub before_turn: Option<i64>,
     /// Terms in more turns than these are not looked for by themselves.
     pub common: i64,
+    /// The most turns that are ranked by their rarest terms.
+    pub ranked: i64,
     /// Whether turns next to those that match are found, too.
     pub neighbours: bool,
 }
@@ -47,7 +51,17 @@ pub struct Search {
 impl Search {
     pub fn new(question: Question, scope: Scope) -> Self {
         let (user, from, to, before_turn) = (None, None, None, None);
-        Self { question, scope, user, from, to, before_turn, common: COUNTED, neighbours: false }
+        Self {
+            question,
+            scope,
+            user,
+            from,
+            to,
+            before_turn,
+            common: COUNTED,
+            ranked: RANKED,
+            neighbours: false,
+        }
     }
 }
 
@@ -74,6 +88,15 @@ pub struct Excerpt {
     pub response_tokens: i64,
 }
 
+/// A turn that may be older than the index: session, tenant and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OldTurn(i64, i64, i64);
+
+impl OldTurn {
+    /// Before every turn.
+    pub const FIRST: Self = Self(i64::MIN, 0, 0);
+}
+
 /// What an entry is written from.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -85,7 +108,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub fn new(turn: i64, created_at: Timestamp, texts: [&str; 2]) -> Self {
-        let terms: Vec<String> = search::terms(texts).into_iter().collect();
+        let terms: Vec<String> = search::terms(texts).iter().map(|term| search::digest(term)).collect();
         Self { turn, created_at, terms: terms.join(" ") }
     }
 }
@@ -162,15 +185,14 @@ pub(super) async fn unindex(
 }
 
 impl Store {
-    /// The turns that are found, best first, at most [`RANKED`]; none if nothing can be looked for.
+    /// The turns that are found, best first; none if nothing can be looked for.
     pub async fn search(&self, tenant: TenantId, search: &Search) -> Result<Vec<Hit>> {
         if search.question.terms().is_empty() {
             return Ok(Vec::new());
         }
-        let (texts, found) = self.count_entries(tenant, search).await?;
-        let Some(matching) = self.matching(tenant, search, &found) else { return Ok(Vec::new()) };
-        let places = self.places(tenant, search, matching).await?;
-        let rarity = search::rarity(texts, &found);
+        let found = self.count_entries(tenant, search).await?;
+        let places = self.candidates(tenant, search, &found).await?;
+        let rarity = search::rarity(COUNTED, &found);
         let mut candidates = Vec::with_capacity(2 * places.len());
         for places in places.chunks(READ_TURNS) {
             for excerpt in self.excerpts(tenant, places).await? {
@@ -207,12 +229,52 @@ impl Store {
         Ok(text.bind(tenant).bind(places).all().await?)
     }
 
-    /// How many turns there are in the scope, and how many hold each term; counted up to a limit.
-    async fn count_entries(&self, tenant: TenantId, search: &Search) -> Result<(i64, Vec<i64>)> {
+    /// Writes entries for completed turns that have none, since they are older than the index, from `after` on; where to
+    /// go on, or `None` once all have theirs, which is noted.
+    pub async fn index_old_turns(&self, after: OldTurn) -> Result<Option<OldTurn>> {
+        type Old = (SessionId, TenantId, i64, Timestamp, UserId, String, String);
+        let mut tx = self.db.begin().await?;
+        let (version,): (i64,) = tx.sql("SELECT search_version FROM schema_info").one().await?;
+        if version >= search::VERSION {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        let OldTurn(session, tenant, turn) = after;
+        let old: Vec<Old> = tx
+            .sql(
+                "SELECT t.session_id, t.tenant_id, t.turn, t.created_at, s.user_id, t.message, \
+                     COALESCE(t.response, '') FROM turns t \
+                 JOIN sessions s ON s.session_id = t.session_id AND s.tenant_id = t.tenant_id \
+                 WHERE (t.session_id, t.tenant_id, t.turn) > ($1, $2, $3) AND t.status = 'completed' \
+                     AND NOT EXISTS (SELECT 1 FROM search_entries e WHERE e.session_id = t.session_id \
+                         AND e.tenant_id = t.tenant_id AND e.turn = t.turn) \
+                 ORDER BY t.session_id, t.tenant_id, t.turn LIMIT $4",
+            )
+            .push_each("", " FOR SHARE OF s")
+            .bind(session)
+            .bind(tenant)
+            .bind(turn)
+            .bind(OLD_TURNS)
+            .all()
+            .await?;
+        let last =
+            old.last().map(|(session, tenant, turn, ..)| OldTurn(session.number(), tenant.number(), *turn));
+        for (session, tenant, turn, created_at, user, message, response) in old {
+            let entry = Entry::new(turn, created_at, [&message, &response]);
+            index(&mut tx, (tenant, &user, session), &[entry]).await?;
+        }
+        if last.is_none() {
+            tx.sql("UPDATE schema_info SET search_version = $1").bind(search::VERSION).run().await?;
+        }
+        tx.commit().await?;
+        Ok(last)
+    }
+
+    /// How many turns of the scope hold each term. Those that more than a limit hold are equally common.
+    async fn count_entries(&self, tenant: TenantId, search: &Search) -> Result<Vec<i64>> {
         let scope = search.scope.term(tenant);
-        let all = self.any_of(&scope, &[]);
-        let each = search.question.terms().iter().map(|term| self.any_of(&scope, &[term]));
-        let questions: serde_json::Value = [all].into_iter().chain(each).collect();
+        let each = search.question.terms().iter().map(|term| self.matching(&scope, &[term], self.or()));
+        let questions: serde_json::Value = each.collect();
         let (counts,): (String,) = self
             .db
             .read_each(
@@ -226,41 +288,44 @@ impl Store {
             .bind(COUNTED.min(search.common + 1))
             .one()
             .await?;
-        let mut counts: Vec<i64> =
-            serde_json::from_str(&counts).map_err(|error| sqlx::Error::Decode(error.into()))?;
-        let texts = counts.remove(0);
-        Ok((texts, counts))
+        Ok(serde_json::from_str(&counts).map_err(|error| sqlx::Error::Decode(error.into()))?)
     }
 
-    /// Which entries to rank: those with any of the rarest terms, as many as are ranked; if even the rarest is in
-    /// more turns than that, those with all of them. Where there are phrases, all their terms must be there.
-    fn matching(&self, tenant: TenantId, search: &Search, found: &[i64]) -> Option<String> {
+    /// The turns to rank. Where there are phrases, those with all their terms; else those with any of the rarest terms,
+    /// as many as are ranked; if that leaves terms out, also those with all terms.
+    async fn candidates(
+        &self,
+        tenant: TenantId,
+        search: &Search,
+        found: &[i64],
+    ) -> Result<Vec<(SessionId, i64)>> {
         let scope = search.scope.term(tenant);
         let required = search.question.required_terms();
-        let mut terms: Vec<_> = search
-            .question
-            .terms()
-            .iter()
-            .zip(found)
-            .filter(|(_, n)| (1..=search.common).contains(*n))
-            .collect();
+        if !required.is_empty() {
+            return self.places(tenant, search, self.matching(&scope, &required, self.and())).await;
+        }
+        let terms = search.question.terms().iter().zip(found);
+        let mut terms: Vec<_> = terms.filter(|(_, n)| (1..=search.common).contains(*n)).collect();
         terms.sort_by_key(|(_, n)| **n);
+        let all: Vec<&String> = terms.iter().map(|(term, _)| *term).collect();
+        // What is counted does not know of times: of a narrow range, more terms may be looked for.
+        let narrowed = search.from.is_some() || search.to.is_some();
         let mut ranked = 0;
-        let rare = terms.iter().take_while(|(_, n)| {
+        let rare = terms.iter().enumerate().take_while(|(i, (_, n))| {
             ranked += **n;
-            ranked <= RANKED
+            *i == 0 || ranked <= search.ranked || narrowed
         });
-        let rare: Vec<&String> = rare.map(|(term, _)| *term).collect();
-        let all = |terms: &[&String]| terms.iter().map(|term| self.quoted(term)).collect::<Vec<_>>();
-        if terms.is_empty() {
-            return None;
+        let rare: Vec<&String> = rare.map(|(_, (term, _))| *term).collect();
+        let mut places = Vec::new();
+        if !rare.is_empty() {
+            places = self.places(tenant, search, self.matching(&scope, &rare, self.or())).await?;
         }
-        if required.is_empty() && !rare.is_empty() {
-            return Some(self.any_of(&scope, &rare));
+        if rare.len() < all.len() {
+            let known: HashSet<_> = places.iter().copied().collect();
+            let with_all = self.places(tenant, search, self.matching(&scope, &all, self.and())).await?;
+            places.extend(with_all.into_iter().filter(|place| !known.contains(place)));
         }
-        let common: Vec<&String> = terms.iter().map(|(term, _)| *term).collect();
-        let wanted = if required.is_empty() { common } else { required };
-        Some([self.quoted(&scope)].into_iter().chain(all(&wanted)).collect::<Vec<_>>().join(self.and()))
+        Ok(places)
     }
 
     /// The newest turns that match, in the database's language for that.
@@ -280,16 +345,13 @@ impl Store {
         let found = found.push_some(" AND e.created_at < ", search.to);
         let found: Statement<'_> = found.push_some(" AND e.turn < ", search.before_turn);
         let found = found.push(" ORDER BY e.created_at DESC, e.session_id, e.turn DESC LIMIT ");
-        Ok(found.push_bind(RANKED).all().await?)
+        Ok(found.push_bind(search.ranked).all().await?)
     }
 
-    /// Entries of a scope that hold any of these terms, or simply those of the scope.
-    fn any_of(&self, scope: &str, terms: &[&String]) -> String {
-        let any: Vec<_> = terms.iter().map(|term| self.quoted(term)).collect();
-        match any.is_empty() {
-            true => self.quoted(scope),
-            false => format!("{}{}({})", self.quoted(scope), self.and(), any.join(self.or())),
-        }
+    /// Entries of a scope that hold these terms: any of them, or all.
+    fn matching(&self, scope: &str, terms: &[&String], how: &str) -> String {
+        let terms: Vec<_> = terms.iter().map(|term| self.quoted(&search::digest(term))).collect();
+        format!("{}{}({})", self.quoted(scope), self.and(), terms.join(how))
     }
 
     /// A term as both languages quote it. It holds letters and digits, so nothing in it needs more.
