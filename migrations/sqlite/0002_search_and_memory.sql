@@ -38,6 +38,9 @@ CREATE INDEX facts_newest ON facts (tenant_id, user_id, updated_at, turn);
 -- The last of the turns that a remembered answer is about, where they are several.
 ALTER TABLE idempotency_records ADD COLUMN last_turn INTEGER;
 
+-- The session that one is being copied from, which takes the unfinished copy with it.
+ALTER TABLE erasures ADD COLUMN copied_from INTEGER;
+
 -- Users who were erased: nothing that was begun before may be kept for them after. A digest names the user.
 CREATE TABLE user_erasures (
     tenant_id   INTEGER NOT NULL,

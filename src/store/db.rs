@@ -7,7 +7,7 @@
 //!
 //! Writing needs a [`Tx`]: on SQLite there is one connection that writes and several that only read.
 
-use std::{borrow::Cow, future::ready, io, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, cell::RefCell, future::ready, io, pin::Pin, sync::Arc, time::Duration};
 
 use sqlx::{
     Arguments, AssertSqlSafe, Database, Encode, Executor, FromRow, IntoArguments, Pool, Postgres, SqlSafeStr,
@@ -249,8 +249,16 @@ impl<'c> Statement<'c> {
     }
 }
 
+tokio::task_local! {
+    /// What a task has sent, for tests that look at the plans of what is really sent.
+    #[doc(hidden)]
+    pub static SENT: RefCell<Vec<String>>;
+}
+
 /// Texts are built from `'static` pieces and placeholders only; see [`Statement::push`].
 fn safe(text: Cow<'static, str>) -> SqlStr {
+    // Nobody listens but in tests.
+    let _ = SENT.try_with(|sent| sent.borrow_mut().push(text.to_string()));
     match text {
         Cow::Borrowed(text) => text.into_sql_str(),
         Cow::Owned(text) => AssertSqlSafe(text).into_sql_str(),

@@ -95,7 +95,9 @@ impl Store {
         let facts = tx.sql(forget).bind(tenant).bind(user).run().await?;
         tx.commit().await?;
 
-        sessions.iter().for_each(|(session, _)| gone(*session));
+        for (session, _) in &sessions {
+            gone(*session);
+        }
         let mut erased = Erased { sessions: sessions.len() as u64, facts, ..Erased::default() };
         for (session, _) in sessions {
             erased.add(&self.erase(session, tenant).await?);
@@ -150,7 +152,13 @@ impl Store {
                 erased.remembered_answers +=
                     rest("DELETE FROM idempotency_records WHERE session_id = $1 AND tenant_id = $2").await?;
                 rest("DELETE FROM erasures WHERE session_id = $1 AND tenant_id = $2").await?;
+                let copies = "SELECT session_id FROM erasures WHERE copied_from = $1 AND tenant_id = $2";
+                let copies: Vec<(SessionId,)> = tx.sql(copies).bind(session).bind(tenant).all().await?;
                 tx.commit().await?;
+                // No page more is copied once the session cannot be found; what was copied before goes with it.
+                for (copy,) in copies {
+                    Box::pin(self.erase(copy, tenant)).await?;
+                }
                 return Ok(erased);
             }
             tx.commit().await?;

@@ -95,8 +95,14 @@ impl Store {
             let page = (first, through.min(first + PAGE - 1));
             let mut tx = self.db.begin().await?;
             still_staged(&mut tx, (tenant, fork.id), staged).await?;
+            if !is_there(&mut tx, tenant, parent).await? {
+                tx.rollback().await?;
+                return Ok(Err(NotForked::UnknownSession));
+            }
             let now = tx.clock().await?;
             stage(&mut tx, (tenant, fork.id), now + STAGED).await?;
+            let from = "UPDATE erasures SET copied_from = $3 WHERE session_id = $1 AND tenant_id = $2";
+            tx.sql(from).bind(fork.id).bind(tenant).bind(parent).run().await?;
             staged = Some(now + STAGED);
             fork.completed_turns += copy_turns(&mut tx, tenant, (parent, fork.id), page).await?;
             if let Some((claim, _)) = &remember {

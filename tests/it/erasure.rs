@@ -301,7 +301,7 @@ on_both! {
         for _ in 0..6 {
             server.post(&format!("/sessions/{session}/turns"), json!({"turns": turns})).await.data();
         }
-        let forks: Vec<_> = (0..8).map(|_| {
+        let forks: Vec<_> = (0..3).map(|_| {
             let (client, path) = (server.client.clone(), format!("/sessions/{session}/fork"));
             tokio::spawn(async move { client.post(&path, json!({})).await })
         }).collect();
@@ -310,6 +310,8 @@ on_both! {
             tokio::task::yield_now().await;
         }
         server.delete("/users/ann").await.data();
+        // What had been copied by then went with what it was copied from.
+        assert_eq!(server.count("SELECT COUNT(*) FROM turns").await, 0);
         for fork in forks {
             let fork = fork.await.unwrap();
             match fork.status {
@@ -360,6 +362,7 @@ on_both! {
         for left in [
             "INSERT INTO erasures (session_id, tenant_id, created_at) \
              SELECT session_id, tenant_id, 1704110400000 - 31000 FROM sessions",
+            "DELETE FROM sessions WHERE user_id = 'ann'",
             "DELETE FROM facts WHERE user_id = 'ann'",
         ] {
             server.run_sql(left).await;
@@ -431,7 +434,7 @@ on_both! {
         }
         canaries.are_gone_from(&server.database).await;
         assert_eq!(server.count("SELECT COUNT(*) FROM facts").await, 0);
-        assert_eq!(server.count("SELECT COUNT(*) FROM idempotency_records").await, 0);
+        assert_eq!(server.count("SELECT COUNT(answer) FROM idempotency_records").await, 0);
         let memory = server.read(&format!("/sessions/{session}/memory")).await;
         assert_eq!(memory["session_memory"], json!({"conversation_turns": 5, "summary": null, "summary_through": null}));
         assert_eq!(memory["behavior_profile"]["verbosity"], "medium");

@@ -328,7 +328,7 @@ on_both! {
         for _ in 0..6 {
             server.post(&format!("/sessions/{session}/turns"), json!({"turns": turns})).await.data();
         }
-        let forks: Vec<_> = (0..6).map(|_| {
+        let forks: Vec<_> = (0..3).map(|_| {
             let (client, path) = (server.client.clone(), format!("/sessions/{session}/fork"));
             tokio::spawn(async move { client.post(&path, json!({})).await })
         }).collect();

@@ -115,6 +115,20 @@ on_both! {
         assert_eq!(upstream.asked().len(), asked);
     }
 
+    async fn a_request_whose_turn_was_erased_is_not_done_again(server: Server) {
+        let session = server.session(json!({})).await;
+        let chat = json!({"session_id": session, "message": "what I regret"});
+        keyed(&server, "/chat", "chat", &chat).await.data();
+        let turns = json!({"turns": [{"message": "one", "response": "r"}, {"message": "two", "response": "r"}]});
+        let path = format!("/sessions/{session}/turns");
+        keyed(&server, &path, "turns", &turns).await.data();
+        server.delete(&format!("{path}/1")).await.data();
+        server.delete(&format!("{path}/3")).await.data();
+        keyed(&server, "/chat", "chat", &chat).await.refused(409, "TURN_CANCELLED");
+        keyed(&server, &path, "turns", &turns).await.refused(409, "TURN_CANCELLED");
+        assert_eq!(server.get(&path).await.items().len(), 3);
+    }
+
     async fn fifty_equal_requests_at_two_servers_ask_the_model_once(database: Database) {
         let gate = Arc::new(Semaphore::new(0));
         let upstream = Upstream::gated(echo, gate.clone()).await;

@@ -18,6 +18,7 @@ mod models;
 mod openapi;
 mod operations;
 mod pages;
+mod plans;
 mod processes;
 mod schema;
 mod search;

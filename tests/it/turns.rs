@@ -224,6 +224,8 @@ on_both! {
             ("created_at", json!({"message": "a", "response": "b", "created_at": "yesterday"})),
             ("created_at", json!({"message": "a", "response": "b", "created_at": "2024-01-01T12:00:00"})),
             ("created_at", json!({"message": "a", "response": "b", "created_at": 1_704_110_400})),
+            ("created_at", json!({"message": "a", "response": "b", "created_at": "9999-12-31T23:59:59-00:01"})),
+            ("created_at", json!({"message": "a", "response": "b", "created_at": "0000-01-01T00:00:00+00:01"})),
         ] {
             append(&server, &session, &[good(), bad, good()]).await.refuses_field(&format!("turns[1].{field}"));
         }
