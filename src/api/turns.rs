@@ -278,7 +278,8 @@ impl TurnsApi {
     /// Erase a turn
     ///
     /// Takes its content away everywhere: message, response, metadata, search, facts that came only from it, summaries
-    /// that cover it, remembered answers. The number stays, with the status `deleted`.
+    /// that cover it, remembered answers. The number stays, with the status `deleted`. The request that made it, sent
+    /// again with its `Idempotency-Key`, is refused with `TURN_CANCELLED`.
     #[oai(path = "/:session_id/turns/:turn", method = "delete", operation_id = "deleteTurn")]
     async fn delete(
         &self,

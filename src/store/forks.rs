@@ -94,11 +94,12 @@ impl Store {
         for first in (1..=through).step_by(usize::try_from(PAGE).unwrap_or(usize::MAX)) {
             let page = (first, through.min(first + PAGE - 1));
             let mut tx = self.db.begin().await?;
-            still_staged(&mut tx, (tenant, fork.id), staged).await?;
+            // First, since whoever deletes the parent removes what is staged, too.
             if !is_there(&mut tx, tenant, parent).await? {
                 tx.rollback().await?;
                 return Ok(Err(NotForked::UnknownSession));
             }
+            still_staged(&mut tx, (tenant, fork.id), staged).await?;
             let now = tx.clock().await?;
             stage(&mut tx, (tenant, fork.id), now + STAGED).await?;
             let from = "UPDATE erasures SET copied_from = $3 WHERE session_id = $1 AND tenant_id = $2";
