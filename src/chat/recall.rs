@@ -14,7 +14,7 @@ const TURNS: usize = 5;
 /// The most turns that are ranked for one message.
 const RANKED: i64 = 100;
 /// A term in more turns of the session than these tells nothing about what is meant.
-const COMMON: i64 = 200;
+const COMMON: i64 = 100;
 
 /// The turns before `before` that bear on a message, best first.
 pub async fn recall(
