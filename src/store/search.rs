@@ -190,9 +190,9 @@ impl Store {
         if search.question.terms().is_empty() {
             return Ok(Vec::new());
         }
-        let found = self.count_entries(tenant, search).await?;
+        let (texts, found) = self.count_entries(tenant, search).await?;
         let places = self.candidates(tenant, search, &found).await?;
-        let rarity = search::rarity(COUNTED, &found);
+        let rarity = search::rarity(texts, &found);
         let mut candidates = Vec::with_capacity(2 * places.len());
         for places in places.chunks(READ_TURNS) {
             for excerpt in self.excerpts(tenant, places).await? {
@@ -270,11 +270,12 @@ impl Store {
         Ok(last)
     }
 
-    /// How many turns of the scope hold each term. Those that more than a limit hold are equally common.
-    async fn count_entries(&self, tenant: TenantId, search: &Search) -> Result<Vec<i64>> {
+    /// How many turns there are in the scope, and how many hold each term. Those that more than a limit hold are equally
+    /// common.
+    async fn count_entries(&self, tenant: TenantId, search: &Search) -> Result<(i64, Vec<i64>)> {
         let scope = search.scope.term(tenant);
         let each = search.question.terms().iter().map(|term| self.matching(&scope, &[term], self.or()));
-        let questions: serde_json::Value = each.collect();
+        let questions: serde_json::Value = [self.quoted(&scope)].into_iter().chain(each).collect();
         let (counts,): (String,) = self
             .db
             .read_each(
@@ -288,7 +289,10 @@ impl Store {
             .bind(COUNTED.min(search.common + 1))
             .one()
             .await?;
-        Ok(serde_json::from_str(&counts).map_err(|error| sqlx::Error::Decode(error.into()))?)
+        let mut counts: Vec<i64> =
+            serde_json::from_str(&counts).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        let texts = counts.remove(0);
+        Ok((texts, counts))
     }
 
     /// The turns to rank. Where there are phrases, those with all their terms; else those with any of the rarest terms,
