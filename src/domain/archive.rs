@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 use super::{
     clock::Timestamp,
     ids::{RequestId, SessionId},
-    json::{JsonObject, MAX_DEPTH, Metadata, is_deeper, read_value},
+    json::{MAX_DEPTH, Metadata, is_deeper, read_value},
+    memory::{MAX_FACT_KEY, MAX_FACT_VALUE, ProfileTurns, WorkingMemory},
     session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
     text::{check, refuse_nul, refuse_nul_in},
     turn::{Turn, TurnStatus, Usage},
@@ -28,8 +29,6 @@ pub const MAX_LINE: usize = 1 << 20;
 const PIECE: usize = 256 << 10;
 /// The longest text in bytes that is collected from pieces.
 const MAX_TEXT: usize = 16 << 20;
-/// The longest key of a fact in characters, and the longest value in bytes of JSON.
-const MAX_FACT: (usize, usize) = (128, 4096);
 const FORMAT: &str = "atlus";
 const VERSION: u64 = 1;
 
@@ -53,7 +52,7 @@ pub struct ArchivedSession {
 #[derive(Clone, Debug, PartialEq, sqlx::FromRow, Serialize, Deserialize)]
 pub struct Memory {
     #[sqlx(try_from = "String")]
-    pub working_memory: JsonObject<{ 64 * 1024 }>,
+    pub working_memory: WorkingMemory,
     #[sqlx(flatten)]
     pub behavior_profile: Profile,
     #[sqlx(flatten)]
@@ -80,17 +79,6 @@ macro_rules! levels {
     )*};
 }
 levels!(Verbosity: Low Medium High, Tone: Casual Neutral Technical, Depth: Shallow Normal Advanced);
-
-/// The turn whose message set each part of the profile; none where it is the default or was set by the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow, Serialize, Deserialize)]
-pub struct ProfileTurns {
-    #[sqlx(rename = "verbosity_turn")]
-    pub verbosity: Option<i64>,
-    #[sqlx(rename = "tone_turn")]
-    pub tone: Option<i64>,
-    #[sqlx(rename = "depth_turn")]
-    pub depth: Option<i64>,
-}
 
 impl ProfileTurns {
     fn each(&mut self) -> [&mut Option<i64>; 3] {
@@ -792,10 +780,10 @@ impl Pieces {
 impl ArchivedFact {
     fn check(&self) -> Result<(), Misfit> {
         let named = |name: &'static str| move |problem: String| (name.to_owned(), problem);
-        check(&self.key, 1, MAX_FACT.0).map_err(named("key"))?;
+        check(&self.key, 1, MAX_FACT_KEY).map_err(named("key"))?;
         refuse_nul_in(&self.value).map_err(named("value"))?;
-        if self.value.is_null() || self.value.to_string().len() > MAX_FACT.1 {
-            return misfit("value", &format!("must be at most {} bytes of JSON, and not null", MAX_FACT.1));
+        if self.value.is_null() || self.value.to_string().len() > MAX_FACT_VALUE {
+            return misfit("value", &format!("must be at most {MAX_FACT_VALUE} bytes of JSON, and not null"));
         }
         match (self.session_id, self.turn) {
             (None, None) | (Some(_), Some(1..)) => Ok(()),
@@ -827,7 +815,7 @@ mod tests {
 
     fn session() -> ArchivedSession {
         let memory = Memory {
-            working_memory: JsonObject::default(),
+            working_memory: WorkingMemory::default(),
             behavior_profile: Profile { verbosity: Verbosity::Low, tone: Tone::Casual, depth: Depth::Normal },
             profile_turns: ProfileTurns { verbosity: Some(1), tone: None, depth: Some(9) },
             summary: None,

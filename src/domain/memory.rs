@@ -25,7 +25,7 @@ pub struct BehaviorProfile {
 }
 
 /// The turn whose message set each part of the profile; none where it is the default or was set by the API.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, sqlx::FromRow, serde::Serialize, serde::Deserialize)]
 pub struct ProfileTurns {
     #[sqlx(rename = "verbosity_turn")]
     pub verbosity: Option<i64>,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use atlus::{jobs, store::Kind};
 use serde_json::{Value, json};
 
 use crate::{
@@ -29,6 +30,28 @@ async fn session_of(client: &Client, user: &str, turns: &[(&str, &str)]) -> Stri
 }
 
 on_both! {
+    async fn turns_from_before_the_index_get_their_entries(server: Server) {
+        let session = server.session(json!({})).await;
+        for i in 0..3 {
+            server.say(&session, &format!("the zeppelin number {i}")).await;
+        }
+        // As an earlier release has left them.
+        for left in match server.database.kind {
+            Kind::Sqlite => &["INSERT INTO search_terms (search_terms) VALUES ('delete-all')", "DELETE FROM search_entries"][..],
+            Kind::Postgres => &["DELETE FROM search_entries"],
+        } {
+            server.run_sql(left).await;
+        }
+        server.run_sql("UPDATE schema_info SET search_version = 0").await;
+        assert!(server.get("/search?q=zeppelins").await.items().is_empty());
+        jobs::search::index_old_turns(&server.app).await.unwrap();
+        assert_eq!(server.get("/search?q=zeppelins").await.items().len(), 3);
+        // Once is enough.
+        jobs::search::index_old_turns(&server.app).await.unwrap();
+        assert_eq!(server.count("SELECT COUNT(*) FROM search_entries").await, 3);
+        assert_eq!(server.count("SELECT search_version FROM schema_info").await, 1);
+    }
+
     async fn a_turn_is_found_by_any_form_of_its_words(server: Server) {
         let session = session_of(&server, "ann", &[("She was running home", "Why?"), ("The weather", "Sunny")]).await;
         for q in ["running", "run", "RUNS", "ran? runs!", "home run", "homes"] {
