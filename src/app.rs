@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    auth::Authenticator,
     chat::Engine,
     config::{Config, ModelConfig, Provider},
     domain::clock::{Clock, SystemClock},
@@ -16,6 +17,8 @@ use crate::{
 pub struct App {
     pub store: Store,
     pub engine: Engine,
+    /// Tells who calls; absent where everybody may.
+    pub auth: Option<Authenticator>,
     pub clock: Arc<dyn Clock>,
     /// Work that must finish though its client leaves.
     pub tasks: TaskTracker,
@@ -44,8 +47,9 @@ impl App {
         Store::migrate(&config.database).await?;
         let store = Store::connect(&config.database).await?;
         let engine = Engine::new(store.clone(), model, clock.clone(), config.chat.clone());
+        let auth = config.auth_required.then(|| Authenticator::new(store.clone(), clock.clone()));
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        Ok(Arc::new(Self { store, engine, clock, tasks, stopping }))
+        Ok(Arc::new(Self { store, engine, auth, clock, tasks, stopping }))
     }
 
     /// Waits for turns and deletions under way, then closes the database.
@@ -53,6 +57,11 @@ impl App {
         self.engine.finish().await;
         self.tasks.close();
         self.tasks.wait().await;
+        if let Some(auth) = &self.auth
+            && let Err(error) = auth.note_uses().await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "when keys were used is not noted");
+        }
         self.store.close().await;
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     domain::session::SystemPrompt,
     jobs::Schedule,
     server::ServerSettings,
-    store::{DatabaseSettings, DatabaseUrl},
+    store::{DatabaseSettings, DatabaseUrl, Kind},
 };
 
 /// The settings as they are given, each as text.
@@ -25,8 +25,8 @@ pub struct Settings {
     #[arg(long, env = "ATLUS_LISTEN", default_value = "127.0.0.1:5000", hide_env_values = true)]
     listen: String,
 
-    /// Whether callers must show a key. `auto`: not while listening on a loopback address, and on any other the
-    /// server refuses to start, since keys are not part of this release; `off`: everybody who reaches the
+    /// Whether callers must show a key. `required`: all of them (`atlus keys create` makes one); `auto`: not while
+    /// listening on a loopback address, and on any other the server refuses to start; `off`: everybody who reaches the
     /// server may read and change everything
     #[arg(long, env = "ATLUS_AUTH", default_value = "auto", hide_env_values = true)]
     auth: String,
@@ -43,6 +43,11 @@ pub struct Settings {
     /// The most connections to Postgres, 5 to 1000 (SQLite always has one that writes and four that read)
     #[arg(long, env = "ATLUS_DATABASE_CONNECTIONS", default_value = "16", hide_env_values = true)]
     database_connections: String,
+
+    /// `on`: Postgres itself holds tenants apart, too, by row-level security; reads take two round trips more. The
+    /// database role must not be exempt from it (a superuser is). Else `off`
+    #[arg(long, env = "ATLUS_ROW_SECURITY", default_value = "off", hide_env_values = true)]
+    row_security: String,
 
     /// How long one database statement may take
     #[arg(long, env = "ATLUS_DATABASE_TIMEOUT", default_value = "10s", hide_env_values = true)]
@@ -123,6 +128,8 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// Whether callers must show a key.
+    pub auth_required: bool,
     pub database: DatabaseSettings,
     pub model: ModelConfig,
     pub chat: ChatSettings,
@@ -212,7 +219,7 @@ impl Settings {
             given(Some(&self.listen)).unwrap_or("127.0.0.1:5000"),
             "must be an address and a port: 127.0.0.1:5000",
         );
-        self.check_auth(listen, &mut problems);
+        let auth_required = self.auth_required(listen, &mut problems);
         let database = self.database_settings(&mut problems);
         let model = self.model_config(&mut problems);
         let model_timeout = problems.duration("ATLUS_MODEL_TIMEOUT", &self.model_timeout);
@@ -245,7 +252,7 @@ impl Settings {
         let log = self.log_config(&mut problems);
         match (listen, database, model) {
             (Some(listen), Some(database), Some(model)) if problems.0.is_empty() => {
-                Ok(Config { listen, database, model, chat, server, jobs, log })
+                Ok(Config { listen, auth_required, database, model, chat, server, jobs, log })
             }
             _ => Err(ConfigError(problems.0)),
         }
@@ -275,17 +282,20 @@ impl Settings {
         }
     }
 
-    fn check_auth(&self, listen: Option<SocketAddr>, problems: &mut Problems) {
+    fn auth_required(&self, listen: Option<SocketAddr>, problems: &mut Problems) -> bool {
         match self.auth.as_str() {
+            "required" => return true,
             "off" => {}
             "auto" if listen.is_none_or(|address| address.ip().is_loopback()) => {}
             "auto" => problems.0.push(format!(
-                "ATLUS_LISTEN {} can be reached from other machines, and this release has no keys: listen on \
-                 127.0.0.1, or set ATLUS_AUTH=off to let everybody who reaches it read and change everything",
+                "ATLUS_LISTEN {} can be reached from other machines: set ATLUS_AUTH=required and make a key with \
+                 `atlus keys create --name first --scope read,write,admin`, or listen on 127.0.0.1, or set \
+                 ATLUS_AUTH=off to let everybody who reaches it read and change everything",
                 self.listen
             )),
-            other => problems.0.push(format!("ATLUS_AUTH must be auto or off, not {other:?}")),
+            other => problems.0.push(format!("ATLUS_AUTH must be auto, required or off, not {other:?}")),
         }
+        false
     }
 
     fn database_settings(&self, problems: &mut Problems) -> Option<DatabaseSettings> {
@@ -300,6 +310,14 @@ impl Settings {
             .and_then(|url| problems.read("ATLUS_MIGRATION_DATABASE_URL", url));
         let connections = problems.within("ATLUS_DATABASE_CONNECTIONS", &self.database_connections, 5, 1000);
         let statement_timeout = problems.duration("ATLUS_DATABASE_TIMEOUT", &self.database_timeout);
+        let row_security = match self.row_security.as_str() {
+            "on" => true,
+            "off" | "" => false,
+            other => {
+                problems.0.push(format!("ATLUS_ROW_SECURITY must be on or off, not {other:?}"));
+                false
+            }
+        };
         let url = url?;
         if migration_url.as_ref().is_some_and(|migrations| migrations.kind() != url.kind()) {
             problems.0.push(
@@ -307,7 +325,10 @@ impl Settings {
                     .to_owned(),
             );
         }
-        Some(DatabaseSettings { url, migration_url, connections, statement_timeout })
+        if row_security && url.kind() == Kind::Sqlite {
+            problems.0.push("ATLUS_ROW_SECURITY needs Postgres: SQLite has no such thing".to_owned());
+        }
+        Some(DatabaseSettings { url, migration_url, connections, statement_timeout, row_security })
     }
 
     fn log_config(&self, problems: &mut Problems) -> LogConfig {

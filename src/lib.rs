@@ -6,6 +6,8 @@
 pub mod api;
 /// The wired parts.
 pub mod app;
+/// Who calls.
+pub mod auth;
 /// What happens to a message.
 pub mod chat;
 /// The command line: one file per command.

@@ -71,7 +71,7 @@ impl ArchiveApi {
     ) -> Result<Archive, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let id = session_id.id.ok_or_else(not_found)?;
-        let export = self.export(caller, What::Session(id)).await?.ok_or_else(not_found)?;
+        let export = self.export(&caller, What::Session(id)).await?.ok_or_else(not_found)?;
         Ok(Archive { export, name: format!("{id}.ndjson") })
     }
 
@@ -86,7 +86,7 @@ impl ArchiveApi {
         user_id: Path<UserId>,
     ) -> Result<Archive, ApiError> {
         let not_found = || ApiError::user_not_found(&user_id);
-        let export = self.export(caller, What::User(user_id.0.clone())).await?.ok_or_else(not_found)?;
+        let export = self.export(&caller, What::User(user_id.0.clone())).await?.ok_or_else(not_found)?;
         Ok(Archive { export, name: "user.ndjson".to_owned() })
     }
 
@@ -106,13 +106,13 @@ impl ArchiveApi {
 }
 
 impl ArchiveApi {
-    async fn export(&self, caller: Caller, what: What) -> Result<Option<Export>, ApiError> {
+    async fn export(&self, caller: &Caller, what: What) -> Result<Option<Export>, ApiError> {
         Ok(self.0.store.export(caller, what, self.0.clock.now()).await?)
     }
 }
 
 async fn take_in(store: &Store, caller: Caller, body: Body) -> Result<Imported, ApiError> {
-    let mut import = store.import(caller).await?;
+    let mut import = store.import(&caller).await?;
     let mut bytes = Box::pin(body.into_bytes_stream());
     let imported = match read(&mut import, &mut bytes).await {
         Ok(()) => import.finish().await.map_err(ApiError::from),
@@ -167,6 +167,7 @@ impl From<NotImported> for ApiError {
             NotImported::Bad(bad) => bad.into(),
             NotImported::Busy { wait, .. } => Self::new(Code::SessionBusy, message).retry_after(wait),
             NotImported::Late(_) => Self::new(Code::Overloaded, message).retry_after(wait),
+            NotImported::Foreign(_) => Self::new(Code::Forbidden, message),
             NotImported::Erased(_) => Self::new(Code::UserNotFound, message),
             NotImported::Store(error) => error.into(),
         }

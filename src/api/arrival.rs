@@ -1,17 +1,54 @@
-//! What is known of a request before it is read.
+//! What is known of a request before it is read, and what is found out about it on the way.
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use poem::{FromRequest, Request, RequestBody, Result};
 
 use super::error::ApiError;
-use crate::domain::ids::RequestId;
+use crate::domain::{
+    caller::{Caller, TenantId},
+    ids::RequestId,
+    key::KeyId,
+};
 
 /// When a request came in, and its name.
 #[derive(Clone, Debug)]
 pub struct Arrival {
     pub request_id: RequestId,
     pub received: Instant,
+    pub notes: Arc<Notes>,
+}
+
+/// What is told of a request in headers and logs once it is answered.
+#[derive(Debug, Default)]
+pub struct Notes {
+    caller: OnceLock<(TenantId, Option<KeyId>)>,
+}
+
+impl Notes {
+    pub(super) fn caller(&self, caller: &Caller) {
+        // A request has one caller.
+        let _ = self.caller.set((caller.tenant, caller.key));
+    }
+
+    /// The tenant for whom the call was made, once that is known.
+    pub fn tenant(&self) -> Option<i64> {
+        self.caller.get().map(|(tenant, _)| tenant.number())
+    }
+
+    /// The id of the key that was shown, once that is known.
+    pub fn key(&self) -> Option<String> {
+        self.caller.get().and_then(|(_, key)| key.as_ref().map(KeyId::to_string))
+    }
+}
+
+impl Arrival {
+    pub fn now(request_id: RequestId) -> Self {
+        Self { request_id, received: Instant::now(), notes: Arc::default() }
+    }
 }
 
 impl<'a> FromRequest<'a> for Arrival {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::{
     Tag,
     arrival::Arrival,
+    auth::owner,
     envelope::Kept,
     error::ApiError,
     headers::KeyHeader,
@@ -158,7 +159,8 @@ impl ChatApi {
         key: KeyHeader,
         body: Body<ChatRequest>,
     ) -> Result<Kept<200, ChatAnswer>, ApiError> {
-        let claim = match idempotency::begin(&self.0, caller, key.0, body.digest).await? {
+        let body = owned(&caller, body)?;
+        let claim = match idempotency::begin(&self.0, &caller, key.0, body.digest).await? {
             Begun::Do(claim) => claim,
             Begun::Done(data) => return Ok(Kept::new(data, true, self.0.clock.now())),
         };
@@ -182,7 +184,8 @@ impl ChatApi {
         key: KeyHeader,
         body: Body<ChatRequest>,
     ) -> Result<EventStream, ApiError> {
-        let claim = match idempotency::begin(&self.0, caller, key.0, body.digest).await? {
+        let body = owned(&caller, body)?;
+        let claim = match idempotency::begin(&self.0, &caller, key.0, body.digest).await? {
             Begun::Do(claim) => claim,
             Begun::Done(data) => return replay(data, arrival.request_id),
         };
@@ -240,6 +243,14 @@ impl ChatApi {
         };
         Ok((chat, session))
     }
+}
+
+/// The same with the user for whom a session is made, where the request names none.
+fn owned(caller: &Caller, mut body: Body<ChatRequest>) -> Result<Body<ChatRequest>, ApiError> {
+    if body.value.session_id.is_none() {
+        body.value.user_id = Some(owner(caller, body.value.user_id)?);
+    }
+    Ok(body)
 }
 
 /// Streams a remembered answer.

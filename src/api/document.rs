@@ -12,7 +12,12 @@ use poem_openapi::OpenApi;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Apis, envelope::REPLAYED, service};
+use super::{
+    Apis,
+    auth::{Access, access},
+    envelope::REPLAYED,
+    service,
+};
 
 /// The two forms of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +131,7 @@ fn document() -> Value {
     let headers = headers();
     let refer = |name: &String| (name.clone(), json!({"$ref": format!("#/components/headers/{name}")}));
     let references: Map<_, _> = headers.keys().map(refer).collect();
+    tell_scopes(&mut document);
     for operation in operations(&mut document) {
         if let Some(responses) = operation["responses"].as_object_mut() {
             responses.values_mut().for_each(|response| add_headers(response, &references));
@@ -135,9 +141,24 @@ fn document() -> Value {
     document
 }
 
+/// Says of each operation which scope a key needs for it. OpenAPI 3.0 has a place for scopes in OAuth only.
+fn tell_scopes(document: &mut Value) {
+    let Some(paths) = document["paths"].as_object_mut() else { return };
+    for (path, item) in paths {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            let method = method.to_ascii_uppercase().parse().unwrap_or_default();
+            let Access::Scoped(scope) = access(&method, path) else { continue };
+            let text =
+                operation["description"].as_str().map(|text| format!("{text}\n\n")).unwrap_or_default();
+            operation["description"] = format!("{text}Needs a key with the scope `{}`.", scope.name()).into();
+            operation["x-required-scope"] = scope.name().into();
+        }
+    }
+}
+
 /// The groups of operations as they should be read.
-const READING_ORDER: [&str; 8] =
-    ["Sessions", "Chat", "Turns", "Memory", "Users", "Search", "Archive", "Operations"];
+const READING_ORDER: [&str; 9] =
+    ["Sessions", "Chat", "Turns", "Memory", "Users", "Search", "Archive", "Keys", "Operations"];
 
 fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
     let paths = document["paths"].as_object_mut();
@@ -146,9 +167,9 @@ fn operations(document: &mut Value) -> impl Iterator<Item = &mut Value> {
 }
 
 /// Types of requests, whose fields may be left out.
-const REQUESTS: [&str; 9] = [
+const REQUESTS: [&str; 10] = [
     "NewSession", "SessionChange", "NewFork", "ChatRequest", "NewTurns", "NewTurn", "MemoryChange",
-    "BehaviorProfileChange", "UserMemoryChange",
+    "BehaviorProfileChange", "UserMemoryChange", "NewKey",
 ];
 
 /// A field of an answer is there even if it is null, unless it is left out where there is nothing to tell.

@@ -37,6 +37,17 @@ pub fn found<T: ParseFromJSON + ToJSON>(data: T, timestamp: Timestamp) -> Found<
     Found::Found(Json(Envelope { success: true, data, timestamp }))
 }
 
+#[derive(ApiResponse)]
+pub enum Created<T: ParseFromJSON + ToJSON> {
+    /// Made.
+    #[oai(status = 201)]
+    Created(Json<Envelope<T>>),
+}
+
+pub fn created<T: ParseFromJSON + ToJSON>(data: T, timestamp: Timestamp) -> Created<T> {
+    Created::Created(Json(Envelope { success: true, data, timestamp }))
+}
+
 /// An answer with the tag of the state that it shows.
 #[derive(ApiResponse)]
 pub enum Tagged<T: ParseFromJSON + ToJSON> {

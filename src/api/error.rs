@@ -47,11 +47,14 @@ codes! {
     InvalidRequest = BAD_REQUEST,
     MessageTooLong = BAD_REQUEST,
     InvalidCursor = BAD_REQUEST,
+    Unauthorized = UNAUTHORIZED,
+    Forbidden = FORBIDDEN,
     SessionNotFound = NOT_FOUND,
     InvalidSession = NOT_FOUND,
     NoSessionFound = NOT_FOUND,
     TurnNotFound = NOT_FOUND,
     UserNotFound = NOT_FOUND,
+    KeyNotFound = NOT_FOUND,
     NotFound = NOT_FOUND,
     MethodNotAllowed = METHOD_NOT_ALLOWED,
     RequestTimeout = REQUEST_TIMEOUT,
@@ -62,6 +65,8 @@ codes! {
     PreconditionFailed = PRECONDITION_FAILED,
     PayloadTooLarge = PAYLOAD_TOO_LARGE,
     IdempotencyKeyReused = UNPROCESSABLE_ENTITY,
+    RateLimitExceeded = TOO_MANY_REQUESTS,
+    TokenBudgetExceeded = TOO_MANY_REQUESTS,
     InternalError = INTERNAL_SERVER_ERROR,
     UpstreamError = BAD_GATEWAY,
     UpstreamUnavailable = SERVICE_UNAVAILABLE,
@@ -134,6 +139,12 @@ impl ApiError {
     pub fn method_not_allowed(allow: &HeaderValue) -> Self {
         let message = "This method is not allowed here; the Allow header lists those that are";
         Self::new(Code::MethodNotAllowed, message).with_header(header::ALLOW, allow.clone())
+    }
+
+    /// Says how to show a key (RFC 6750 3).
+    pub fn unauthorized(message: &str) -> Self {
+        let challenge = HeaderValue::from_static("Bearer realm=\"atlus\"");
+        Self::new(Code::Unauthorized, message).with_header(header::WWW_AUTHENTICATE, challenge)
     }
 
     pub fn turn_cancelled() -> Self {

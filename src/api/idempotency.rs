@@ -18,7 +18,7 @@ pub enum Begun {
 /// Claims the key of a request, if it came with one; `request_hash` tells the request from others.
 pub async fn begin(
     app: &App,
-    caller: Caller,
+    caller: &Caller,
     key: Option<String>,
     request_hash: [u8; 32],
 ) -> Result<Begun, ApiError> {

@@ -249,7 +249,7 @@ impl MemoryApi {
     ) -> Result<Tagged<Memory>, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let id = session_id.id.ok_or_else(not_found)?;
-        self.answer(self.0.store.memory(caller, id).await?.ok_or_else(not_found)?)
+        self.answer(self.0.store.memory(&caller, id).await?.ok_or_else(not_found)?)
     }
 
     /// Change a session's memory
@@ -266,7 +266,7 @@ impl MemoryApi {
     ) -> Result<Tagged<Memory>, ApiError> {
         let id = session_id.id.ok_or_else(|| ApiError::session_not_found(&session_id.text))?;
         let (store, now) = (&self.0.store, self.0.clock.now());
-        let memory = store.update_memory(caller, id, body.value.into(), if_match.0.as_ref(), now).await?;
+        let memory = store.update_memory(&caller, id, body.value.into(), if_match.0.as_ref(), now).await?;
         self.answer(memory.map_err(|refusal| refuse(refusal, &session_id))?)
     }
 
@@ -286,7 +286,7 @@ impl MemoryApi {
     ) -> Result<Tagged<Memory>, ApiError> {
         let id = session_id.id.ok_or_else(|| ApiError::session_not_found(&session_id.text))?;
         let (store, now) = (&self.0.store, self.0.clock.now());
-        let memory = store.reset_memory(caller, id, if_match.0.as_ref(), now).await?;
+        let memory = store.reset_memory(&caller, id, if_match.0.as_ref(), now).await?;
         self.answer(memory.map_err(|refusal| refuse(refusal, &session_id))?)
     }
 
@@ -310,7 +310,7 @@ impl MemoryApi {
         let message =
             message.0.as_ref().map(|message| message.0.trim()).filter(|message| !message.is_empty());
         let tokens = max_tokens.0.map(|budget| budget.0);
-        let preview = self.0.engine.preview(caller, id, message, tokens).await;
+        let preview = self.0.engine.preview(&caller, id, message, tokens).await;
         match preview.map_err(|error| ApiError::chat(error, Some(id)))? {
             Preview::UnknownSession => Err(not_found()),
             Preview::TooSmall(needed) => Err(ApiError::field(

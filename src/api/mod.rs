@@ -2,6 +2,7 @@
 
 mod archive;
 mod arrival;
+mod audit;
 mod auth;
 mod chat;
 pub mod document;
@@ -10,6 +11,7 @@ pub mod error;
 mod headers;
 mod idempotency;
 mod json;
+pub mod keys;
 mod memory;
 mod operations;
 mod search;
@@ -52,6 +54,8 @@ enum Tag {
     Search,
     /// Taking data out and bringing it back.
     Archive,
+    /// Who may call.
+    Keys,
     /// What operators and machines ask.
     Operations,
 }
@@ -64,6 +68,7 @@ type Apis = (
     users::UsersApi,
     search::SearchApi,
     archive::ArchiveApi,
+    keys::KeysApi,
     operations::OperationsApi,
 );
 
@@ -76,6 +81,7 @@ fn apis(app: &Arc<App>) -> Apis {
         users::UsersApi(app.clone()),
         search::SearchApi(app.clone()),
         archive::ArchiveApi(app.clone()),
+        keys::KeysApi(app.clone()),
         operations::OperationsApi(app.clone()),
     )
 }
@@ -97,6 +103,11 @@ pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     apis(app).add_routes(&mut operations);
     let mut route = Route::new();
     for (path, methods) in operations {
+        let guard = |(method, operation)| {
+            let operation = auth::guarded(app, (&method, &path), operation);
+            (method, operation)
+        };
+        let methods = methods.into_iter().map(guard).collect();
         route = route.at(path, only(methods));
     }
     let get = |endpoint: BoxEndpoint<'static>| only(HashMap::from([(Method::GET, endpoint)]));

@@ -10,7 +10,10 @@ use super::{
     error::{ApiError, Code},
     json::Json,
 };
-use crate::{app::App, domain::clock::Timestamp};
+use crate::{
+    app::App,
+    domain::{caller::Caller, clock::Timestamp},
+};
 
 /// What this server is and where to go from here.
 #[derive(Object)]
@@ -83,7 +86,7 @@ pub struct OperationsApi(pub Arc<App>);
 impl OperationsApi {
     /// Service card
     #[oai(path = "/", method = "get", operation_id = "getServiceCard")]
-    async fn card(&self) -> Found<ServiceCard> {
+    async fn card(&self, _caller: Caller) -> Found<ServiceCard> {
         let card = ServiceCard {
             service: SERVICE.to_owned(),
             version: VERSION.to_owned(),

@@ -86,9 +86,14 @@ impl SearchApi {
         let listing = Listing::of(&["search", &q.0.0, &filters]);
         let after = Cursor::read(cursor.0.as_ref(), listing)?;
         let skipped = after.and_then(|position| usize::try_from(position.key).ok()).unwrap_or(0);
-        let scope = match (session_id.0, &user_id.0) {
+        let user = user_id.0.or_else(|| caller.user.clone());
+        let scope = match (session_id.0.map(|session| session.id), &user) {
+            (_, Some(user)) if !caller.may_see(user) => None,
+            (Some(Some(id)), _) if caller.user.is_some() => {
+                self.0.store.session(&caller, id).await?.map(|session| Scope::Session(session.id))
+            }
             // Any other text is no session, and has no turns.
-            (Some(session), _) => session.id.map(Scope::Session),
+            (Some(id), _) => id.map(Scope::Session),
             (None, Some(user)) => Some(Scope::User(user.clone())),
             (None, None) => Some(Scope::Tenant),
         };
@@ -96,7 +101,7 @@ impl SearchApi {
         let hits = match scope {
             Some(scope) => {
                 let search = Search::new(question.clone(), scope);
-                let search = Search { user: user_id.0, from: from.0, to: to.0, ..search };
+                let search = Search { user, from: from.0, to: to.0, ..search };
                 self.0.store.search(caller.tenant, &search).await?
             }
             None => Vec::new(),
@@ -104,7 +109,7 @@ impl SearchApi {
         let end = hits.len().min(skipped + limit.0.0);
         let next = (end < hits.len()).then(|| Position { key: i64::try_from(end).unwrap_or(0), id: 0 });
         let page = hits.get(skipped..end).unwrap_or_default();
-        let items = self.show(caller, &question, page).await?;
+        let items = self.show(&caller, &question, page).await?;
         Ok(found(PageView::of(Page { items, next }, listing), self.0.clock.now()))
     }
 }
@@ -113,7 +118,7 @@ impl SearchApi {
     /// Hits with what they say; those that were erased meanwhile are left out.
     async fn show(
         &self,
-        caller: Caller,
+        caller: &Caller,
         question: &Question,
         hits: &[Hit],
     ) -> Result<Vec<SearchHit>, ApiError> {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::{
     Tag,
+    auth::owner,
     envelope::{Found, Kept, PageView, Tagged, found, tagged},
     error::ApiError,
     headers::{IfMatchHeader, KeyHeader},
@@ -37,7 +38,8 @@ use crate::{
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
 struct NewSession {
-    /// Whose session it is; `default_user` if absent, a bucket that anonymous callers share.
+    /// Whose session it is. If absent: the user to whom your key is bound, else `default_user`, a bucket that anonymous
+    /// callers share. A bound key creates for nobody else (403).
     #[oai(nullable)]
     user_id: Option<UserId>,
     /// Anything you want to find again: a JSON object of at most 16 KiB. Numbers are kept as 64-bit integers or
@@ -234,8 +236,8 @@ impl SessionsApi {
     ) -> Result<Kept<201, SessionView>, ApiError> {
         let Body { value, digest } = body.0;
         let NewSession { user_id, metadata, title, system_prompt, ttl_seconds } = value;
-        let now = self.now();
-        let claim = match idempotency::begin(&self.0, caller, key.0, digest).await? {
+        let (user_id, now) = (owner(&caller, user_id)?, self.now());
+        let claim = match idempotency::begin(&self.0, &caller, key.0, digest).await? {
             Begun::Do(claim) => claim,
             Begun::Done(data) => return Ok(Kept::new(data, true, now)),
         };
@@ -243,11 +245,11 @@ impl SessionsApi {
             metadata: metadata.unwrap_or_default(),
             title,
             system_prompt,
-            ..Session::new(user_id.unwrap_or_default(), now).with_ttl(ttl_seconds)
+            ..Session::new(user_id, now).with_ttl(ttl_seconds)
         };
         let data = SessionView::at(session.clone(), now).to_json_string();
         let remember = claim.clone().map(|claim| (claim, data.clone()));
-        let made = self.0.store.insert_session(caller, session, remember).await;
+        let made = self.0.store.insert_session(&caller, session, remember).await;
         idempotency::settle(&self.0, claim, made.map_err(Into::into)).await?;
         Ok(Kept::new(data, false, now))
     }
@@ -295,7 +297,7 @@ impl SessionsApi {
         };
         let listing = Listing::of(&["sessions", order_name, direction.sql().1, &format!("{filter:?}")]);
         let after = Cursor::read(cursor.0.as_ref(), listing)?;
-        let page = self.0.store.sessions(caller, &filter, (order, direction), after, limit.0.0, now).await?;
+        let page = self.0.store.sessions(&caller, &filter, (order, direction), after, limit.0.0, now).await?;
         let page = page.map(|session| SessionView::at(session, now));
         Ok(found(PageView::of(page, listing), now))
     }
@@ -311,7 +313,7 @@ impl SessionsApi {
         user_id: Query<UserId>,
     ) -> Result<Found<SessionView>, ApiError> {
         let now = self.now();
-        let session = self.0.store.newest_session(caller, &user_id, now).await?;
+        let session = self.0.store.newest_session(&caller, &user_id, now).await?;
         let session = session.ok_or_else(|| ApiError::no_session_found(&user_id))?;
         Ok(found(SessionView::at(session, now), now))
     }
@@ -326,8 +328,8 @@ impl SessionsApi {
     ) -> Result<Tagged<SessionWithMemory>, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
-        let session = self.0.store.session(caller, id).await?.ok_or_else(not_found)?;
-        let has_memory = self.0.store.has_memory(caller, id).await?;
+        let session = self.0.store.session(&caller, id).await?.ok_or_else(not_found)?;
+        let has_memory = self.0.store.has_memory(&caller, id).await?;
         let memory = MemoryOverview {
             session_id: id,
             has_session_memory: has_memory,
@@ -354,7 +356,7 @@ impl SessionsApi {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
         let (store, patch) = (&self.0.store, body.value.into());
-        let session = store.update_session(caller, id, patch, if_match.0.as_ref(), now).await?;
+        let session = store.update_session(&caller, id, patch, if_match.0.as_ref(), now).await?;
         let session = session.map_err(|refusal| match refusal {
             NotUpdated::Unknown => not_found(),
             NotUpdated::Changed => ApiError::precondition_failed(),
@@ -383,14 +385,14 @@ impl SessionsApi {
         if value.turn.is_some_and(|turn| turn < 1) {
             return Err(ApiError::field("turn", "must be 1 or more"));
         }
-        let claim = match idempotency::begin(&self.0, caller, key.0, digest).await? {
+        let claim = match idempotency::begin(&self.0, &caller, key.0, digest).await? {
             Begun::Do(claim) => claim,
             Begun::Done(data) => return Ok(Kept::new(data, true, self.now())),
         };
         // In a task of its own: a client that leaves does not leave half a fork.
         let (app, parent) = (self.0.clone(), session_id.0);
         let made = self.0.tasks.spawn(async move {
-            let made = Self::make_fork(&app, caller, &parent, value, claim.clone()).await;
+            let made = Self::make_fork(&app, &caller, &parent, value, claim.clone()).await;
             idempotency::settle(&app, claim, made).await
         });
         let data = made.await.map_err(|_| ApiError::internal())??;
@@ -415,7 +417,8 @@ impl SessionsApi {
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
         // In a task of its own: a client that leaves does not leave a session half removed.
         let (store, only_if) = (self.0.store.clone(), if_match.0.map(OnlyIf::Matches));
-        let deleted = self.0.tasks.spawn(async move { store.delete_session(caller, id, only_if, now).await });
+        let deleted =
+            self.0.tasks.spawn(async move { store.delete_session(&caller, id, only_if, now).await });
         match deleted.await.map_err(|_| ApiError::internal())?? {
             store::Deleted::Gone => self.0.engine.session_deleted(id),
             store::Deleted::Unknown => return Err(not_found()),
@@ -434,7 +437,7 @@ impl SessionsApi {
     /// Makes a fork with its turns; the fork's `data`.
     async fn make_fork(
         app: &App,
-        caller: Caller,
+        caller: &Caller,
         parent: &SessionRef,
         wanted: NewFork,
         claim: Option<Claim>,

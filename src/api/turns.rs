@@ -208,9 +208,9 @@ impl TurnsApi {
         let listing = Listing::of(&["turns", &id.to_string(), direction.sql().1, status_name]);
         let after = Cursor::read(cursor.0.as_ref(), listing)?;
         let store = &self.0.store;
-        let page = store.turns(caller, id, status.0, direction, after, limit.0.0).await?;
+        let page = store.turns(&caller, id, status.0, direction, after, limit.0.0).await?;
         if page.items.is_empty() {
-            store.session(caller, id).await?.ok_or_else(not_found)?;
+            store.session(&caller, id).await?.ok_or_else(not_found)?;
         }
         Ok(found(PageView::of(page, listing), self.0.clock.now()))
     }
@@ -237,7 +237,7 @@ impl TurnsApi {
             return Err(ApiError::field("turns", format!("must be 1 to {MAX_ADDED} turns")));
         }
         let id = session_id.id.ok_or_else(|| ApiError::invalid_session(&session_id.text))?;
-        let claim = match idempotency::begin(&self.0, caller, key.0, body.digest).await? {
+        let claim = match idempotency::begin(&self.0, &caller, key.0, body.digest).await? {
             Begun::Do(claim) => claim,
             Begun::Done(data) => return Ok(Kept::new(data, true, now())),
         };
@@ -245,7 +245,7 @@ impl TurnsApi {
         let app = self.0.clone();
         let added = self.0.tasks.spawn(async move {
             let remember = claim.clone().map(|claim| (claim, render as fn(&[Turn]) -> String));
-            let added = Self::add(&app, caller, id, turns, arrival.request_id, remember).await;
+            let added = Self::add(&app, &caller, id, turns, arrival.request_id, remember).await;
             idempotency::settle(&app, claim, added).await
         });
         let added = added.await.map_err(|_| ApiError::internal())??;
@@ -265,11 +265,11 @@ impl TurnsApi {
         let no_session = || ApiError::session_not_found(&session_id.text);
         let id = session_id.id.ok_or_else(no_session)?;
         let found_turn = match turn.turn {
-            Some(number) => self.0.store.turn(caller, id, number).await?,
+            Some(number) => self.0.store.turn(&caller, id, number).await?,
             None => None,
         };
         let Some(found_turn) = found_turn else {
-            self.0.store.session(caller, id).await?.ok_or_else(no_session)?;
+            self.0.store.session(&caller, id).await?.ok_or_else(no_session)?;
             return Err(ApiError::turn_not_found(&turn.text));
         };
         Ok(found(found_turn.into(), self.0.clock.now()))
@@ -291,13 +291,13 @@ impl TurnsApi {
     ) -> Result<Found<TurnView>, ApiError> {
         let no_session = || ApiError::session_not_found(&session_id.text);
         let (id, number) = (session_id.id.ok_or_else(no_session)?, turn.turn.unwrap_or(0));
-        match self.0.store.redact_turn(caller, id, number, self.0.clock.now()).await? {
+        match self.0.store.redact_turn(&caller, id, number, self.0.clock.now()).await? {
             Redacted::Done => {}
             Redacted::UnknownSession => return Err(no_session()),
             Redacted::UnknownTurn => return Err(ApiError::turn_not_found(&turn.text)),
             Redacted::Running => return Err(ApiError::chat(chat::Error::Busy { turn: number }, None)),
         }
-        let record = self.0.store.turn(caller, id, number).await?.ok_or_else(no_session)?;
+        let record = self.0.store.turn(&caller, id, number).await?.ok_or_else(no_session)?;
         Ok(found(record.into(), self.0.clock.now()))
     }
 
@@ -323,7 +323,7 @@ impl TurnsApi {
         let id = session_id.id.ok_or_else(no_session)?;
         let offset = last_event_id.0.unwrap_or(0);
         // No turn has the number 0, so what is no number is looked for in vain.
-        match self.0.engine.follow(caller, id, turn.turn.unwrap_or(0), offset).await? {
+        match self.0.engine.follow(&caller, id, turn.turn.unwrap_or(0), offset).await? {
             Followed::UnknownSession => Err(no_session()),
             Followed::UnknownTurn => Err(ApiError::turn_not_found(&turn.text)),
             Followed::NoSuchOffset => {
@@ -333,7 +333,7 @@ impl TurnsApi {
                 let start = match last_event_id.0 {
                     Some(_) => None,
                     None => Some(
-                        self.start_of(caller, id, turn.turn.unwrap_or(0)).await?.ok_or_else(no_session)?,
+                        self.start_of(&caller, id, turn.turn.unwrap_or(0)).await?.ok_or_else(no_session)?,
                     ),
                 };
                 Ok(EventStream::new(id, start.as_ref(), listening, offset, arrival.request_id))
@@ -360,7 +360,8 @@ impl TurnsApi {
         let number = turn.turn.unwrap_or(0);
         // In a task of its own: what is cancelled in the database must be cancelled at the model, too.
         let engine = self.0.engine.clone();
-        let cancelled = self.0.tasks.spawn(async move { engine.cancel(caller, id, number).await });
+        let canceller = caller.clone();
+        let cancelled = self.0.tasks.spawn(async move { engine.cancel(&canceller, id, number).await });
         match cancelled.await.map_err(|_| ApiError::internal())?? {
             Cancelled::Done => {}
             Cancelled::UnknownSession => return Err(no_session()),
@@ -370,7 +371,7 @@ impl TurnsApi {
                 return Err(ApiError::new(Code::TurnNotRunning, message));
             }
         }
-        let record = self.0.store.turn(caller, id, number).await?.ok_or_else(no_session)?;
+        let record = self.0.store.turn(&caller, id, number).await?.ok_or_else(no_session)?;
         Ok(found(record.into(), self.0.clock.now()))
     }
 }
@@ -379,7 +380,7 @@ impl TurnsApi {
     /// Adds turns. A bad session is refused for itself, whatever the messages are.
     async fn add(
         app: &App,
-        caller: Caller,
+        caller: &Caller,
         id: SessionId,
         turns: Vec<NewTurn>,
         request_id: RequestId,
@@ -406,7 +407,7 @@ impl TurnsApi {
     /// The first event of a turn's stream.
     async fn start_of(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         turn: i64,
     ) -> Result<Option<StartEvent>, ApiError> {

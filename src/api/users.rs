@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::{
     Tag,
+    auth::refuse_foreign,
     envelope::{Found, found},
     error::ApiError,
     json::Body,
@@ -58,6 +59,8 @@ struct Removed {
     search_entries: u64,
     /// Answers that idempotency keys remembered.
     remembered_answers: u64,
+    /// Keys that were bound to the user.
+    keys: u64,
 }
 
 /// Something that is known about a user.
@@ -118,7 +121,7 @@ impl UsersApi {
         /// The user's id.
         user_id: Path<UserId>,
     ) -> Result<Found<User>, ApiError> {
-        let overview = self.0.store.user(caller, &user_id).await?;
+        let overview = self.0.store.user(&caller, &user_id).await?;
         let overview = overview.ok_or_else(|| ApiError::user_not_found(&user_id))?;
         let user = User {
             user_id: user_id.0,
@@ -133,8 +136,8 @@ impl UsersApi {
 
     /// Erase a user
     ///
-    /// Removes every session of the user with all that came from it, and every fact, and answers when all of it is
-    /// gone. Work that was begun before is refused; the user may start anew.
+    /// Removes every session of the user with all that came from it, every fact and every key that is bound to them, and
+    /// answers when all of it is gone. Work that was begun before is refused; the user may start anew.
     #[oai(path = "/:user_id", method = "delete", operation_id = "eraseUser")]
     async fn erase(
         &self,
@@ -146,9 +149,12 @@ impl UsersApi {
         let (app, user) = (self.0.clone(), user_id.0.clone());
         let erased = self.0.tasks.spawn(async move {
             let gone = |session| app.engine.session_deleted(session);
-            app.store.erase_user(caller, &user, app.clock.now(), gone).await
+            app.store.erase_user(&caller, &user, app.clock.now(), gone).await
         });
         let erased = erased.await.map_err(|_| ApiError::internal())??;
+        if let Some(auth) = &self.0.auth {
+            auth.forget_all();
+        }
         let erased = erased.ok_or_else(|| ApiError::user_not_found(&user_id))?;
         let removed = Removed {
             sessions: erased.sessions,
@@ -156,6 +162,7 @@ impl UsersApi {
             facts: erased.facts,
             search_entries: erased.search_entries,
             remembered_answers: erased.remembered_answers,
+            keys: erased.keys,
         };
         Ok(found(Erasure { user_id: user_id.0, removed }, self.0.clock.now()))
     }
@@ -170,7 +177,7 @@ impl UsersApi {
         /// The user's id.
         user_id: Path<UserId>,
     ) -> Result<Found<UserMemory>, ApiError> {
-        let facts = self.0.store.facts(caller, &user_id).await?;
+        let facts = self.0.store.facts(&caller, &user_id).await?;
         Ok(found(UserMemory::of(user_id.0, facts), self.0.clock.now()))
     }
 
@@ -183,8 +190,9 @@ impl UsersApi {
         user_id: Path<UserId>,
         body: Body<UserMemoryChange>,
     ) -> Result<Found<UserMemory>, ApiError> {
+        refuse_foreign(&caller, &user_id)?;
         let (patch, now) = (body.value.facts.as_map(), self.0.clock.now());
-        let facts = self.0.store.update_facts(caller, &user_id, patch, now).await?;
+        let facts = self.0.store.update_facts(&caller, &user_id, patch, now).await?;
         let facts = facts.map_err(|problem| ApiError::field("facts", problem))?;
         Ok(found(UserMemory::of(user_id.0, facts), now))
     }
@@ -199,7 +207,7 @@ impl UsersApi {
         /// The user's id.
         user_id: Path<UserId>,
     ) -> Result<Found<UserMemory>, ApiError> {
-        self.0.store.forget_facts(caller, &user_id).await?;
+        self.0.store.forget_facts(&caller, &user_id).await?;
         Ok(found(UserMemory::of(user_id.0, Vec::new()), self.0.clock.now()))
     }
 }

@@ -18,6 +18,7 @@ use crate::domain::{
     clock::Timestamp,
     ids::{RequestId, SessionId},
     json::{JsonObject, Metadata, is_too_deep},
+    key::{KeyId, KeyName, Scope},
     memory::WorkingMemory,
     page::{Direction, Listing, Position},
     session::{SystemPrompt, Title, TtlSeconds, UserId},
@@ -169,7 +170,19 @@ wire!(SessionId, "SessionId", matching("^session_[0-9a-f]{16}$", "session_a1b2c3
     .to_string()
     .into());
 wire!(RequestId, "RequestId", text(1, 128, "req_0f1e2d3c4b5a6978"), |id| id.as_str().into());
-only_written!(RequestId, SessionId);
+wire!(KeyId, "KeyId", matching("^key_[0-9a-f]{16}$", "key_a1b2c3d4e5f67890"), |id| id.to_string().into());
+wire!(KeyName, "KeyName", text(1, 100, "web shop"), |name| name.as_str().into());
+wire!(
+    Scope,
+    "Scope",
+    MetaSchema {
+        enum_items: Scope::ALL.iter().map(|scope| scope.name().into()).collect(),
+        ..MetaSchema::new("string")
+    },
+    |scope| scope.name().into()
+);
+read_json!(KeyName, Scope);
+only_written!(RequestId, SessionId, KeyId);
 read_json!(Timestamp);
 read_parameter!(Timestamp: |text| text.to_owned().try_into());
 
@@ -324,6 +337,16 @@ pub struct SessionRef {
 
 wire!(SessionRef, "SessionRef", SessionId::schema(), |session| session.text.as_str().into());
 read_parameter!(SessionRef: |text| Ok(Self { text: text.to_owned(), id: SessionId::parse(text) }));
+
+/// A key named in a path; see [`SessionRef`].
+#[derive(Clone, Debug)]
+pub struct KeyRef {
+    pub text: String,
+    pub id: Option<KeyId>,
+}
+
+wire!(KeyRef, "KeyRef", KeyId::schema(), |key| key.text.as_str().into());
+read_parameter!(KeyRef: |text| Ok(Self { text: text.to_owned(), id: KeyId::parse(text) }));
 
 /// A turn named in a path; see [`SessionRef`].
 #[derive(Clone, Debug)]

@@ -208,7 +208,7 @@ impl Engine {
     /// Listens to a turn's reply from byte `offset` on, wherever it runs or ran.
     pub async fn follow(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         turn: i64,
         offset: usize,
@@ -225,13 +225,15 @@ impl Engine {
         if record.response.as_ref().is_some_and(|response| !response.is_char_boundary(offset)) {
             return Ok(Followed::NoSuchOffset);
         }
-        Ok(Followed::Listening(Follower::new(store.clone(), caller, &record, kept.temporary, offset).into()))
+        Ok(Followed::Listening(
+            Follower::new(store.clone(), caller.clone(), &record, kept.temporary, offset).into(),
+        ))
     }
 
     /// Cancels a running turn, wherever it runs.
     pub async fn cancel(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         turn: i64,
     ) -> Result<Cancelled, store::Error> {
@@ -255,7 +257,7 @@ impl Engine {
     /// Adds turns made elsewhere to a session in which none runs. Rules learn from their messages.
     pub async fn append(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         turns: Vec<NewTurn>,
         request_id: RequestId,
@@ -290,7 +292,7 @@ impl Engine {
     /// What the model would be shown for `message` in at most `tokens`, or as many as it is set to.
     pub async fn preview(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         message: Option<&str>,
         tokens: Option<i64>,
@@ -329,7 +331,7 @@ impl Engine {
             return Err(Error::Overloaded);
         };
         Ok(self.0.tasks.spawn(async move {
-            let answered = parts.chat(caller, chat, started).await;
+            let answered = parts.chat(&caller, chat, started).await;
             drop(place);
             answered
         }))
@@ -339,7 +341,7 @@ impl Engine {
 impl Parts {
     async fn chat(
         &self,
-        caller: Caller,
+        caller: &Caller,
         mut chat: Chat,
         started: oneshot::Sender<Started>,
     ) -> Result<Answered, Error> {
@@ -452,7 +454,7 @@ impl Parts {
     }
 
     /// A message to a bad session is refused for the session, which is checked first, whatever `refusal` says.
-    async fn session_first(&self, caller: Caller, chat: &Chat, refusal: Error) -> Error {
+    async fn session_first(&self, caller: &Caller, chat: &Chat, refusal: Error) -> Error {
         let Some(id) = chat.session else { return refusal };
         let mine = |session: &Session| chat.user.as_ref().is_none_or(|user| *user == session.user_id);
         let now = self.clock.now();
@@ -466,13 +468,17 @@ impl Parts {
     /// Waits for the session and gives the message its number. The place is held until the turn has ended.
     async fn admit(
         &self,
-        caller: Caller,
+        caller: &Caller,
         chat: &Chat,
         claim: Option<&Claim>,
     ) -> Result<(TurnKey, Admitted, Option<Place>), Error> {
         let deadline = Instant::now() + self.settings.max_wait;
         let (destination, session, place) = match chat.session {
             Some(id) => {
+                // Before it can be told whether somebody's session is busy.
+                if caller.user.is_some() && self.store.session(caller, id).await?.is_none() {
+                    return Err(Error::InvalidSession);
+                }
                 let place = self.place(caller, chat, id, deadline).await?;
                 (Destination::Existing { id, user: chat.user.clone() }, id, place)
             }
@@ -535,7 +541,7 @@ impl Parts {
     /// A place at the head of the session's line in this server, as far as the message wants to wait.
     async fn place(
         &self,
-        caller: Caller,
+        caller: &Caller,
         chat: &Chat,
         id: SessionId,
         deadline: Instant,

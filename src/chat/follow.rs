@@ -75,7 +75,7 @@ impl Follower {
 
     /// What the database has beyond the offset; `None` if nothing yet.
     async fn look(&mut self) -> Result<Option<Heard>, Error> {
-        let record = self.store.turn(self.caller, self.session, self.turn).await?;
+        let record = self.store.turn(&self.caller, self.session, self.turn).await?;
         let record = record.ok_or(Error::InvalidSession)?;
         let text = match (record.status, &record.response) {
             (TurnStatus::Running, _) => self.kept().await?,
@@ -101,7 +101,7 @@ impl Follower {
 
     /// The kept pieces beyond the offset, which may lie within the first of them.
     async fn kept(&self) -> Result<String, Error> {
-        let pieces = self.store.pieces(self.caller, self.session, self.turn).await?;
+        let pieces = self.store.pieces(&self.caller, self.session, self.turn).await?;
         let mut text = String::new();
         for (start, piece) in pieces {
             let start = usize::try_from(start).unwrap_or(usize::MAX);

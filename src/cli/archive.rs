@@ -105,7 +105,7 @@ async fn write(store: &Store, what: What, out: &mut impl Write) -> anyhow::Resul
         What::User(user) => format!("there is no user {}", user.as_str()),
         What::Tenant | What::Stated => String::new(),
     };
-    let export = store.export(Caller::ANYONE, what, SystemClock.now()).await?;
+    let export = store.export(&Caller::ANYONE, what, SystemClock.now()).await?;
     let mut export = export.context(unknown)?;
     while let Some(portion) = export.next().await? {
         out.write_all(&portion).context("the archive cannot be written")?;
@@ -144,7 +144,7 @@ impl Take {
         let database = self.settings.read_database()?;
         block_on(async {
             let store = open(&database).await?;
-            let mut import = store.import(Caller::ANYONE).await?;
+            let mut import = store.import(&Caller::ANYONE).await?;
             let taken = unless_interrupted(take(&mut import, input)).await;
             if taken.is_err() {
                 import.undo().await?;

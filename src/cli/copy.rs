@@ -71,6 +71,7 @@ fn settings(flag: &str, url: &str) -> anyhow::Result<DatabaseSettings> {
         migration_url: None,
         connections: 8,
         statement_timeout: Duration::from_secs(60),
+        row_security: false,
     })
 }
 
@@ -91,11 +92,11 @@ impl Stores {
         let tenants = self.from.tenants().await?;
         let mut copied = Copied::new();
         for (tenant, _) in &tenants {
-            copied.total += self.from.count_sessions(Caller { tenant: *tenant }).await?;
+            copied.total += self.from.count_sessions(&Caller::of(*tenant)).await?;
         }
         for (tenant, name) in tenants {
             let target = self.to.tenant_named(&name, SystemClock.now()).await?;
-            let callers = (Caller { tenant }, Caller { tenant: target });
+            let callers = &(Caller::of(tenant), Caller::of(target));
             for temporary in [false, true] {
                 self.copy_sessions(callers, temporary, &mut copied).await?;
             }
@@ -106,7 +107,7 @@ impl Stores {
 
     async fn copy_sessions(
         &self,
-        callers: (Caller, Caller),
+        callers: &(Caller, Caller),
         temporary: bool,
         copied: &mut Copied,
     ) -> anyhow::Result<()> {
@@ -114,7 +115,8 @@ impl Stores {
         let (order, now) = ((SessionOrder::CreatedAt, Direction::Asc), Timestamp::from_millis(0));
         let mut after = None;
         loop {
-            let page: Page<Session> = self.from.sessions(callers.0, &filter, order, after, PAGE, now).await?;
+            let page: Page<Session> =
+                self.from.sessions(&callers.0, &filter, order, after, PAGE, now).await?;
             for session in page.items {
                 self.copy_one(callers, What::Session(session.id), copied).await?;
                 copied.done += 1;
@@ -130,7 +132,7 @@ impl Stores {
     /// Copies an archive's worth, reads it back and compares.
     async fn copy_one(
         &self,
-        (source, target): (Caller, Caller),
+        (source, target): &(Caller, Caller),
         what: What,
         copied: &mut Copied,
     ) -> anyhow::Result<()> {

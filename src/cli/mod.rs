@@ -4,6 +4,7 @@ mod archive;
 mod chat;
 mod copy;
 mod doctor;
+mod keys;
 mod migrate;
 mod openapi;
 mod serve;
@@ -26,6 +27,8 @@ enum Command {
     Serve(Serve),
     /// Hold a conversation in the terminal, with a running server or with a database
     Chat(chat::Chat),
+    /// Make, list and revoke keys, on the database itself
+    Keys(keys::Keys),
     /// Apply pending migrations and stop
     Migrate(migrate::Migrate),
     /// Write sessions, turns and facts as an archive (NDJSON)
@@ -53,6 +56,7 @@ impl Cli {
             None => serve::run(&Settings::from_environment()),
             Some(Command::Serve(serve)) => serve::run(&serve.settings),
             Some(Command::Chat(chat)) => chat.run(),
+            Some(Command::Keys(keys)) => keys.run(),
             Some(Command::Migrate(migrate)) => migrate.run(),
             Some(Command::Export(export)) => export.run(),
             Some(Command::Import(import)) => import.run(),

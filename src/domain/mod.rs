@@ -5,6 +5,7 @@ pub mod caller;
 pub mod clock;
 pub mod ids;
 pub mod json;
+pub mod key;
 pub mod memory;
 pub mod page;
 pub mod prompt;

@@ -1,4 +1,4 @@
-//! Idempotency keys whose time is over are forgotten.
+//! Idempotency keys whose time is over are forgotten, and when API keys were used is noted.
 
 use crate::{app::App, store::Result};
 
@@ -9,4 +9,12 @@ const BATCH: i64 = 500;
 pub async fn forget_old_keys(app: &App) -> Result<()> {
     while app.store.forget_keys(BATCH).await? == BATCH.unsigned_abs() {}
     Ok(())
+}
+
+/// Notes which API keys were used since the last time.
+pub async fn note_uses(app: &App) -> Result<()> {
+    match &app.auth {
+        Some(auth) => auth.note_uses().await,
+        None => Ok(()),
+    }
 }

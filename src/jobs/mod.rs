@@ -35,6 +35,7 @@ pub async fn run(app: Arc<App>, schedule: Schedule) {
         every(&app, schedule.seldom, "erased users", || erasures::forget_erased_users(&app)),
         every(&app, schedule.seldom, "search", || search::index_old_turns(&app)),
         every(&app, schedule.seldom, "keys", || keys::forget_old_keys(&app)),
+        every(&app, schedule.seldom, "key uses", || keys::note_uses(&app)),
         every(&app, schedule.often, "cancellations", || cancellations::listen(&app)),
     );
 }

@@ -24,8 +24,7 @@ pub async fn remove_old_sessions(app: &App, retention: Option<Duration>) -> Resu
         for (session, tenant) in &old {
             // One that has been reopened meanwhile stays.
             let only_if = Some(OnlyIf::Old(cutoffs));
-            let deleted =
-                app.store.delete_session(Caller { tenant: *tenant }, *session, only_if, now).await?;
+            let deleted = app.store.delete_session(&Caller::of(*tenant), *session, only_if, now).await?;
             removed += usize::from(deleted == Deleted::Gone);
         }
         if removed > 0 {

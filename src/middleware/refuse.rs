@@ -68,7 +68,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_answered_and_tells_nothing() {
         let endpoint = make_sync(|_| -> Response { panic!("with a secret") }).around(refuse);
-        let arrival = Arrival { request_id: RequestId::random(), received: std::time::Instant::now() };
+        let arrival = Arrival::now(RequestId::random());
         let request = Request::builder().extension(arrival.clone()).finish();
         let response = endpoint.call(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

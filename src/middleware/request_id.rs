@@ -1,6 +1,6 @@
 //! Gives every request a name and every answer that name and its time.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use poem::{Endpoint, Request, Response, Result, http::HeaderValue};
 
@@ -12,8 +12,8 @@ pub async fn request_id<E: Endpoint<Output = Response>>(
     mut request: Request,
 ) -> Result<Response> {
     let given = request.header("X-Request-ID").and_then(RequestId::parse);
-    let arrival = Arrival { request_id: given.unwrap_or_else(RequestId::random), received: Instant::now() };
-    let Arrival { request_id, received } = arrival.clone();
+    let arrival = Arrival::now(given.unwrap_or_else(RequestId::random));
+    let Arrival { request_id, received, .. } = arrival.clone();
     request.extensions_mut().insert(arrival);
     let mut response = next.call(request).await?;
     let seconds = format!("{:.3}", received.elapsed().as_secs_f64());

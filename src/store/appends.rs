@@ -38,19 +38,19 @@ impl Store {
     /// Adds finished turns to an active session in which none runs.
     pub async fn append_turns(
         &self,
-        caller: Caller,
+        caller: &Caller,
         appendix: Appendix,
     ) -> Result<Result<Vec<Turn>, NotAdmitted>> {
         // Made here, not in the one task that writes.
         let at = |turn: &NewTurn| turn.created_at.unwrap_or(appendix.now);
         let entry = |turn: &NewTurn| Entry::new(0, at(turn), [&turn.message, &turn.response]);
         let entries = appendix.turns.iter().map(entry).collect();
-        self.writer.write(Append { tenant: caller.tenant, appendix, entries }).await
+        self.writer.write(Append { caller: caller.clone(), appendix, entries }).await
     }
 }
 
 struct Append {
-    tenant: TenantId,
+    caller: Caller,
     appendix: Appendix,
     /// Of the turns, in their order, before they have numbers.
     entries: Vec<Entry>,
@@ -59,12 +59,15 @@ struct Append {
 impl Write for Append {
     type Answer = Result<Vec<Turn>, NotAdmitted>;
 
-    fn row(&self) -> i64 {
-        self.appendix.session.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.caller.tenant, self.appendix.session.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Self::Answer> {
-        let (tenant, Appendix { session, now, .. }) = (self.tenant, &self.appendix);
+        let (tenant, Appendix { session, now, .. }) = (self.caller.tenant, &self.appendix);
+        if !tx.may_be_of(&self.caller, *session).await? {
+            return Ok(Err(NotAdmitted::Invalid));
+        }
         let count = i64::try_from(self.appendix.turns.len()).unwrap_or(i64::MAX);
         let numbered: Option<(i64, UserId)> = tx
             .sql(

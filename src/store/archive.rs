@@ -124,23 +124,24 @@ struct FactRow {
 
 impl Store {
     /// Begins to take something out; `None` if there is no such session or user.
-    pub async fn export(&self, caller: Caller, what: What, now: Timestamp) -> Result<Option<Export>> {
+    pub async fn export(&self, caller: &Caller, what: What, now: Timestamp) -> Result<Option<Export>> {
         let there = match &what {
             What::Session(id) => self.session(caller, *id).await?.is_some(),
+            What::User(user) if !caller.may_see(user) => false,
             What::User(user) => {
                 let known = "SELECT EXISTS (SELECT 1 FROM sessions WHERE tenant_id = $1 AND user_id = $2) \
                      OR EXISTS (SELECT 1 FROM facts WHERE tenant_id = $1 AND user_id = $2)";
-                self.db.read(known).bind(caller.tenant).bind(user).one::<(bool,)>().await?.0
+                self.db.read(caller, known).bind(caller.tenant).bind(user).one::<(bool,)>().await?.0
             }
             What::Tenant | What::Stated => true,
         };
         let (store, writer, next) = (self.clone(), Writer::default(), Next::Beginning { now });
-        Ok(there.then_some(Export { store, caller, what, writer, next, through: 0 }))
+        Ok(there.then_some(Export { store, caller: caller.clone(), what, writer, next, through: 0 }))
     }
 
-    pub async fn count_sessions(&self, caller: Caller) -> Result<i64> {
+    pub async fn count_sessions(&self, caller: &Caller) -> Result<i64> {
         let count = "SELECT COUNT(*) FROM sessions WHERE tenant_id = $1";
-        let (count,) = self.db.read(count).bind(caller.tenant).one().await?;
+        let (count,) = self.db.read(caller, count).bind(caller.tenant).one().await?;
         Ok(count)
     }
 }
@@ -192,7 +193,7 @@ impl Export {
             let filter = SessionFilter { user, temporary, ..SessionFilter::default() };
             let order = (SessionOrder::CreatedAt, Direction::Asc);
             let now = Timestamp::from_millis(0);
-            let page = self.store.sessions(self.caller, &filter, order, after, PAGE, now).await?;
+            let page = self.store.sessions(&self.caller, &filter, order, after, PAGE, now).await?;
             listing.page = page.items.iter().map(|session| session.id).collect();
             listing.next = match page.next {
                 Some(next) => Some((temporary, Some(next))),
@@ -204,6 +205,7 @@ impl Export {
             .store
             .db
             .read(
+                &self.caller,
                 "SELECT s.session_id, s.user_id, s.title, s.metadata, s.system_prompt, s.temporary, s.ttl_seconds, \
                      s.created_at, s.last_activity, s.expires_at, s.ended_at, s.completed_turns, \
                      s.forked_from_session, s.forked_from_turn, m.verbosity, m.tone, m.depth, m.verbosity_turn, \
@@ -237,6 +239,7 @@ impl Export {
             .store
             .db
             .read(
+                &self.caller,
                 "SELECT session_id, turn, status, message, response, error_code, error_message, model, \
                      prompt_tokens, completion_tokens, total_tokens, execution_us, request_id, metadata, created_at, \
                      completed_at \
@@ -268,7 +271,10 @@ impl Export {
 
     /// Writes a page of facts, or the end after the last.
     async fn facts(&mut self, out: &mut Vec<u8>, after: Option<FactKey>) -> Result<Next, NotExported> {
-        let page = self.store.db.read("SELECT user_id, key, value, session_id, turn, updated_at FROM facts");
+        let page = self
+            .store
+            .db
+            .read(&self.caller, "SELECT user_id, key, value, session_id, turn, updated_at FROM facts");
         let page = page.push(" WHERE tenant_id = ").push_bind(self.caller.tenant);
         let page = match &self.what {
             What::Session(id) => {
@@ -343,6 +349,8 @@ pub enum NotImported {
     Late(SessionId),
     #[error("the user {} was erased while the import ran; run it again if they are to come back", .0.as_str())]
     Erased(UserId),
+    #[error("the archive holds what is {}'s, for whom this key does not speak", .0.as_str())]
+    Foreign(UserId),
     #[error(transparent)]
     Store(#[from] Error),
 }
@@ -356,7 +364,7 @@ impl From<sqlx::Error> for NotImported {
 /// An archive that is being written to the database. Holds a batch of it at most.
 pub struct Import {
     store: Store,
-    tenant: TenantId,
+    caller: Caller,
     /// By the database's clock.
     began: Timestamp,
     reader: Reader,
@@ -384,11 +392,11 @@ struct Open {
 }
 
 impl Store {
-    /// Begins to take an archive in, for the caller's tenant.
-    pub async fn import(&self, caller: Caller) -> Result<Import> {
+    /// Begins to take an archive in, for the caller's tenant; of a caller who is bound to a user, only that user's.
+    pub async fn import(&self, caller: &Caller) -> Result<Import> {
         Ok(Import {
             store: self.clone(),
-            tenant: caller.tenant,
+            caller: caller.clone(),
             began: self.clock().await?,
             reader: Reader::default(),
             open: None,
@@ -408,6 +416,7 @@ impl Import {
                 Item::Turn(turn) => self.turn(*turn).await?,
                 Item::SessionEnd => self.publish().await?,
                 Item::Fact(fact) => {
+                    self.refuse_foreign(&fact.user_id)?;
                     self.facts.push(fact);
                     if self.facts.len() >= PAGE {
                         self.write_facts().await?;
@@ -432,13 +441,20 @@ impl Import {
     /// Removes what was written of a session that is not whole. Sessions that are stay.
     pub async fn undo(&mut self) -> Result<()> {
         let Some(Open { session, until: Some(until), .. }) = self.open.take() else { return Ok(()) };
-        let mut tx = self.store.db.begin().await?;
-        let own = is_staged(&mut tx, (self.tenant, session.session.id), until).await?;
+        let mut tx = self.store.db.begin(&self.caller).await?;
+        let own = is_staged(&mut tx, (self.caller.tenant, session.session.id), until).await?;
         tx.rollback().await?;
         if own {
-            self.store.erase(session.session.id, self.tenant).await?;
+            self.store.erase(session.session.id, self.caller.tenant).await?;
         }
         Ok(())
+    }
+
+    fn refuse_foreign(&self, user: &UserId) -> Result<(), NotImported> {
+        match self.caller.may_see(user) {
+            true => Ok(()),
+            false => Err(NotImported::Foreign(user.clone())),
+        }
     }
 
     /// How much of the archive has been read.
@@ -447,7 +463,9 @@ impl Import {
     }
 
     async fn begin(&mut self, session: ArchivedSession) -> Result<(), NotImported> {
-        let skipped = self.store.session(Caller { tenant: self.tenant }, session.session.id).await?.is_some();
+        self.refuse_foreign(&session.session.user_id)?;
+        let skipped =
+            self.store.session(&Caller::of(self.caller.tenant), session.session.id).await?.is_some();
         self.open = Some(Open {
             session,
             skipped,
@@ -483,10 +501,10 @@ impl Import {
     /// Writes a batch out of sight, and says that more will come.
     async fn write_turns(&mut self) -> Result<(), NotImported> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        if let Some(mut tx) = open.begin_batch(&self.store, self.tenant).await? {
+        if let Some(mut tx) = open.begin_batch(&self.store, self.caller.tenant).await? {
             let until = tx.clock().await? + STAGED;
-            stage(&mut tx, (self.tenant, open.session.session.id), until).await?;
-            open.write(&mut tx, self.tenant).await?;
+            stage(&mut tx, (self.caller.tenant, open.session.session.id), until).await?;
+            open.write(&mut tx, self.caller.tenant).await?;
             tx.commit().await?;
             open.until = Some(until);
         }
@@ -496,14 +514,14 @@ impl Import {
     /// Writes the last batch and makes the session findable.
     async fn publish(&mut self) -> Result<(), NotImported> {
         let Some(open) = &mut self.open else { return Ok(()) };
-        if let Some(mut tx) = open.begin_batch(&self.store, self.tenant).await? {
+        if let Some(mut tx) = open.begin_batch(&self.store, self.caller.tenant).await? {
             let session = &open.session.session;
-            refuse_erased(&mut tx, (self.tenant, &session.user_id), self.began).await?;
-            if !unstage(&mut tx, (self.tenant, session.id)).await? {
+            refuse_erased(&mut tx, (self.caller.tenant, &session.user_id), self.began).await?;
+            if !unstage(&mut tx, (self.caller.tenant, session.id)).await? {
                 return Err(NotImported::Late(session.id));
             }
-            open.write(&mut tx, self.tenant).await?;
-            open.insert_session(&mut tx, self.tenant).await?;
+            open.write(&mut tx, self.caller.tenant).await?;
+            open.insert_session(&mut tx, self.caller.tenant).await?;
             tx.commit().await?;
             self.imported.sessions += 1;
             self.imported.turns += open.last_turn;
@@ -519,17 +537,17 @@ impl Import {
         if facts.is_empty() {
             return Ok(());
         }
-        let mut tx = self.store.db.begin().await?;
+        let mut tx = self.store.db.begin(&self.caller).await?;
         // Before any row is locked, as whoever erases a user does it.
         let users: HashSet<&UserId> = facts.iter().map(|fact| &fact.user_id).collect();
         for user in users {
-            refuse_erased(&mut tx, (self.tenant, user), self.began).await?;
+            refuse_erased(&mut tx, (self.caller.tenant, user), self.began).await?;
         }
         // Rows are locked in one order everywhere. Whoever deletes a session waits, and removes these too.
         let sources: BTreeSet<SessionId> = facts.iter().filter_map(|fact| fact.session_id).collect();
         for source in sources {
             let lock = "SELECT last_turn FROM sessions WHERE session_id = $1 AND tenant_id = $2";
-            let lock = tx.sql(lock).push_each("", " FOR SHARE").bind(source).bind(self.tenant);
+            let lock = tx.sql(lock).push_each("", " FOR SHARE").bind(source).bind(self.caller.tenant);
             lock.optional::<(i64,)>().await?;
         }
         let mut written = 0;
@@ -546,7 +564,7 @@ impl Import {
                              OR (SELECT COUNT(DISTINCT key) FROM facts WHERE tenant_id = $1 AND user_id = $2) < $8) \
                      ON CONFLICT (tenant_id, user_id, key, session_id, turn) DO NOTHING",
                 )
-                .bind(self.tenant)
+                .bind(self.caller.tenant)
                 .bind(&fact.user_id)
                 .bind(fact.key)
                 .bind(fact.session_id.map_or(0, SessionId::number))
@@ -569,7 +587,7 @@ impl Open {
     async fn begin_batch(&mut self, store: &Store, tenant: TenantId) -> Result<Option<Tx>, NotImported> {
         let session = self.session.session.id;
         while !self.skipped {
-            let mut tx = store.db.begin().await?;
+            let mut tx = store.db.begin(tenant).await?;
             let now = tx.clock().await?;
             if let Some(until) = self.until {
                 if is_staged(&mut tx, (tenant, session), until).await? {

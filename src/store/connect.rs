@@ -14,7 +14,12 @@ use sqlx::{
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Store, db::Db, migrate, writer::Writer};
+use super::{
+    Store,
+    db::{Db, Reach},
+    migrate, row_security,
+    writer::Writer,
+};
 
 /// Connections that read from SQLite beside the one that writes.
 const SQLITE_READERS: u32 = 4;
@@ -121,6 +126,8 @@ pub struct DatabaseSettings {
     pub connections: u32,
     /// How long one statement may take.
     pub statement_timeout: Duration,
+    /// Whether Postgres is made to hold tenants apart by itself, too.
+    pub row_security: bool,
 }
 
 /// Why a database cannot be used, in words for whoever started the server.
@@ -146,6 +153,11 @@ pub enum ConnectError {
     },
     #[error("the database {url} is not set up yet: run `atlus migrate`")]
     NotSetUp { url: String },
+    #[error(
+        "ATLUS_ROW_SECURITY is on, but {url} is exempt from row-level security: connect as a role that is no superuser \
+         and has no BYPASSRLS"
+    )]
+    NoRowSecurity { url: String },
 }
 
 /// How far a database's schema is.
@@ -168,7 +180,11 @@ impl Store {
             }
             Options::Postgres(options) => {
                 let mut connection = connect_once(url, options).await?;
-                migrate::postgres(&mut connection).await.map_err(|e| e.at(url))
+                migrate::postgres(&mut connection).await.map_err(|e| e.at(url))?;
+                if settings.row_security {
+                    row_security::enable(&mut connection).await.map_err(|e| unreachable(url, e))?;
+                }
+                Ok(())
             }
         }
     }
@@ -200,7 +216,8 @@ impl Store {
                 (postgres_pool(url, options, settings, deadline).await?, POSTGRES_LANES)
             }
         };
-        let minimum: Result<(String,), _> = db.read("SELECT minimum_binary FROM schema_info").one().await;
+        let minimum: Result<(String,), _> =
+            db.read(Reach::Everybody, "SELECT minimum_binary FROM schema_info").one().await;
         match minimum {
             Ok((minimum,)) if migrate::is_too_old_for(&minimum) => {
                 Err(ConnectError::TooOld { url: url.to_string(), minimum })
@@ -331,7 +348,15 @@ async fn postgres_pool(
         connected => connected,
     };
     let (readers, writers) = connected.map_err(|e| unreachable(url, e))?;
-    Ok(Db::postgres(readers, writers, deadline))
+    // Where the policies are on, nothing could be seen without telling them whom a statement is about.
+    let active = "SELECT COALESCE((SELECT row_security_active(oid) FROM pg_class \
+         WHERE oid = to_regclass('sessions')), false)";
+    let row_security = sqlx::query_scalar(active).fetch_one(&readers).await;
+    let row_security: bool = row_security.map_err(|e| unreachable(url, e))?;
+    if settings.row_security && !row_security {
+        return Err(ConnectError::NoRowSecurity { url: url.to_string() });
+    }
+    Ok(Db::postgres(readers, writers, deadline, row_security))
 }
 
 /// Opens one connection, if the server answers in time.

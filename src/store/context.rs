@@ -102,17 +102,18 @@ impl Store {
     /// The same for a turn that would come next; `None` if there is no such session.
     pub async fn next_context(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         tokens: i64,
     ) -> Result<Option<Material>> {
-        let row = self.material(caller.tenant, session, i64::MAX, tokens);
+        let row = self.material(caller.tenant, session, i64::MAX, tokens).of(caller);
         Ok(row.optional().await?.map(Row::into_material).transpose()?)
     }
 
     fn material(&self, tenant: TenantId, session: SessionId, before: i64, tokens: i64) -> Statement<'_> {
         self.db
             .read_each(
+                tenant,
                 context_sql!("json_array", "json_group_array"),
                 context_sql!("json_build_array", "json_agg"),
             )
@@ -132,7 +133,7 @@ impl Store {
         numbers: &[i64],
     ) -> Result<Vec<PastTurn>> {
         let numbers: serde_json::Value = numbers.into();
-        let rows = self.db.read(PAST_TURNS).push(" AND turn IN (SELECT ");
+        let rows = self.db.read(tenant, PAST_TURNS).push(" AND turn IN (SELECT ");
         let rows = rows.push_each("value FROM json_each($3))", "jsonb_array_elements($3::jsonb)::bigint)");
         Ok(past_turns(rows.bind(session).bind(tenant).bind(numbers.to_string()).all().await?))
     }
@@ -145,7 +146,8 @@ impl Store {
         (first, last): (i64, i64),
         limit: i64,
     ) -> Result<Vec<PastTurn>> {
-        let rows = self.db.read(PAST_TURNS).push(" AND turn BETWEEN $3 AND $4 ORDER BY turn LIMIT $5");
+        let rows =
+            self.db.read(tenant, PAST_TURNS).push(" AND turn BETWEEN $3 AND $4 ORDER BY turn LIMIT $5");
         Ok(past_turns(rows.bind(session).bind(tenant).bind(first).bind(last).bind(limit).all().await?))
     }
 }

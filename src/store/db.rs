@@ -7,7 +7,9 @@
 //!
 //! Writing needs a [`Tx`]: on SQLite there is one connection that writes and several that only read.
 
-use std::{borrow::Cow, cell::RefCell, future::ready, io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, cell::RefCell, collections::BTreeSet, future::ready, io, pin::Pin, sync::Arc, time::Duration,
+};
 
 use sqlx::{
     Arguments, AssertSqlSafe, Database, Encode, Executor, FromRow, IntoArguments, Pool, Postgres, SqlSafeStr,
@@ -18,7 +20,11 @@ use sqlx::{
 };
 
 use super::Kind;
-use crate::domain::clock::{Clock, SystemClock, Timestamp};
+use crate::domain::{
+    caller::{Caller, TenantId},
+    clock::{Clock, SystemClock, Timestamp},
+    ids::SessionId,
+};
 
 pub type Result<T, E = sqlx::Error> = std::result::Result<T, E>;
 type BoxFuture<'c, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'c>>;
@@ -56,6 +62,40 @@ impl Row {
     }
 }
 
+/// Whose rows a statement or a transaction is about. Its text has the tenant as a condition; with row-level security,
+/// Postgres holds it to that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Tenants(BTreeSet<TenantId>),
+    /// Jobs, and tables that know no tenants.
+    Everybody,
+}
+
+impl From<TenantId> for Reach {
+    fn from(tenant: TenantId) -> Self {
+        Self::Tenants(BTreeSet::from([tenant]))
+    }
+}
+
+impl From<&Caller> for Reach {
+    fn from(caller: &Caller) -> Self {
+        caller.tenant.into()
+    }
+}
+
+impl Reach {
+    /// As the policies read it (see `store/row_security.rs`): numbers with commas between, or a star.
+    fn setting(&self) -> String {
+        match self {
+            Self::Tenants(tenants) => {
+                let numbers: Vec<_> = tenants.iter().map(|tenant| tenant.number().to_string()).collect();
+                numbers.join(",")
+            }
+            Self::Everybody => "*".to_owned(),
+        }
+    }
+}
+
 /// An open database; cheap to clone.
 #[derive(Clone)]
 pub struct Db(Arc<dyn Driver>);
@@ -70,34 +110,46 @@ pub struct Tx {
 impl Db {
     /// A database whose statements are given up after `deadline` on our side, whatever the server does.
     pub fn sqlite(readers: Pool<Sqlite>, writer: Pool<Sqlite>, deadline: Duration) -> Self {
-        Self(Arc::new(Pools { readers, writers: writer, deadline }))
+        Self(Arc::new(Pools { readers, writers: writer, deadline, row_security: false }))
     }
 
-    /// See [`Db::sqlite`].
-    pub fn postgres(readers: Pool<Postgres>, writers: Pool<Postgres>, deadline: Duration) -> Self {
-        Self(Arc::new(Pools { readers, writers, deadline }))
+    /// See [`Db::sqlite`]. With `row_security` the database is told whom each statement is about, which takes two round
+    /// trips more for a read.
+    pub fn postgres(
+        readers: Pool<Postgres>,
+        writers: Pool<Postgres>,
+        deadline: Duration,
+        row_security: bool,
+    ) -> Self {
+        Self(Arc::new(Pools { readers, writers, deadline, row_security }))
     }
 
     /// Starts a statement that reads, and that both databases read the same way. Placeholders are `$1`, `$2`, …
-    pub fn read(&self, text: &'static str) -> Statement<'_> {
-        Statement { text: Cow::Borrowed(text), args: self.0.args(), on: On::Pool(&*self.0), error: None }
+    pub fn read(&self, reach: impl Into<Reach>, text: &'static str) -> Statement<'_> {
+        let on = On::Pool(&*self.0, reach.into());
+        Statement { text: Cow::Borrowed(text), args: self.0.args(), on, error: None }
     }
 
     /// Starts a reading statement that the two databases spell differently.
-    pub fn read_each(&self, sqlite: &'static str, postgres: &'static str) -> Statement<'_> {
-        self.read(self.0.args().pick(sqlite, postgres))
+    pub fn read_each(
+        &self,
+        reach: impl Into<Reach>,
+        sqlite: &'static str,
+        postgres: &'static str,
+    ) -> Statement<'_> {
+        self.read(reach, self.0.args().pick(sqlite, postgres))
     }
 
     /// `BEGIN IMMEDIATE` on SQLite: two writers queue instead of failing half-way.
-    pub async fn begin(&self) -> Result<Tx> {
-        self.0.begin().await
+    pub async fn begin(&self, reach: impl Into<Reach>) -> Result<Tx> {
+        self.0.begin(reach.into()).await
     }
 
     /// The database's own clock, by which leases are judged whatever the servers' clocks say.
     pub async fn clock(&self) -> Result<Timestamp> {
         match self.0.args() {
             Args::Sqlite(_) => Ok(SystemClock.now()),
-            Args::Postgres(_) => self.read(POSTGRES_CLOCK).one().await.map(|(now,)| now),
+            Args::Postgres(_) => self.read(Reach::Everybody, POSTGRES_CLOCK).one().await.map(|(now,)| now),
         }
     }
 
@@ -152,6 +204,15 @@ impl Tx {
         Ok(())
     }
 
+    /// Whether a session may be this caller's: `false` only for one who is bound to a user whose session it is not.
+    /// Whose a session is never changes.
+    pub async fn may_be_of(&mut self, caller: &Caller, session: SessionId) -> Result<bool> {
+        let Some(user) = &caller.user else { return Ok(true) };
+        let own = "SELECT EXISTS (SELECT 1 FROM sessions WHERE session_id = $1 AND tenant_id = $2 AND user_id = $3)";
+        let (own,) = self.sql(own).bind(session).bind(caller.tenant).bind(user).one().await?;
+        Ok(own)
+    }
+
     pub async fn commit(self) -> Result<()> {
         self.driver.end("COMMIT").await
     }
@@ -162,7 +223,7 @@ impl Tx {
 }
 
 enum On<'c> {
-    Pool(&'c dyn Driver),
+    Pool(&'c dyn Driver, Reach),
     Tx(&'c mut dyn TxDriver),
 }
 
@@ -211,11 +272,25 @@ impl<'c> Statement<'c> {
         }
     }
 
+    /// Appends, for a caller who is bound to a user, that session `$1` of tenant `$2` is that user's.
+    pub fn of(self, caller: &Caller) -> Self {
+        match &caller.user {
+            Some(user) => self
+                .push(
+                    " AND EXISTS (SELECT 1 FROM sessions own WHERE own.session_id = $1 AND own.tenant_id = $2 \
+                     AND own.user_id = ",
+                )
+                .push_bind(user)
+                .push(")"),
+            None => self,
+        }
+    }
+
     /// Sends it; how many rows changed. Only within a transaction.
     pub fn run(self) -> BoxFuture<'c, u64> {
         match (self.error, self.on) {
             (Some(error), _) => Box::pin(ready(Err(error))),
-            (None, On::Pool(_)) => {
+            (None, On::Pool(..)) => {
                 Box::pin(ready(Err(sqlx::Error::Protocol("only a transaction may write".to_owned()))))
             }
             (None, On::Tx(on)) => on.execute(safe(self.text), self.args),
@@ -243,7 +318,7 @@ impl<'c> Statement<'c> {
     fn rows(self) -> BoxFuture<'c, Vec<Row>> {
         match (self.error, self.on) {
             (Some(error), _) => Box::pin(ready(Err(error))),
-            (None, On::Pool(on)) => on.fetch(safe(self.text), self.args),
+            (None, On::Pool(on, reach)) => on.fetch(reach, safe(self.text), self.args),
             (None, On::Tx(on)) => on.fetch(safe(self.text), self.args),
         }
     }
@@ -290,8 +365,8 @@ impl Args {
 
 trait Driver: Send + Sync {
     fn args(&self) -> Args;
-    fn fetch(&self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>>;
-    fn begin(&self) -> BoxFuture<'_, Tx>;
+    fn fetch(&self, reach: Reach, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>>;
+    fn begin(&self, reach: Reach) -> BoxFuture<'_, Tx>;
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
@@ -340,6 +415,8 @@ struct Pools<DB: Database> {
     readers: Pool<DB>,
     writers: Pool<DB>,
     deadline: Duration,
+    /// Whether the database is told whom a statement is about.
+    row_security: bool,
 }
 
 /// A connection, given back to its pool only if nothing is left undone on it.
@@ -391,6 +468,13 @@ where
     async fn send(&mut self, text: &'static str) -> Result<()> {
         Self::within(self.deadline, self.connection.execute(text)).await.map(|_| ())
     }
+
+    /// Begins a transaction in which the policies let these tenants' rows be seen, in one round trip.
+    async fn begin_within(&mut self, reach: &Reach) -> Result<()> {
+        // Numbers and commas, or a star: nothing that would have to be bound.
+        let text = format!("{}; SELECT set_config('atlus.tenants', '{}', true)", DB::BEGIN, reach.setting());
+        Self::within(self.deadline, self.connection.execute(AssertSqlSafe(text))).await.map(|_| ())
+    }
 }
 
 /// Whether a failed statement leaves its connection in a known state.
@@ -425,19 +509,34 @@ where
         DB::wrap_args(DB::Arguments::default())
     }
 
-    fn fetch(&self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>> {
+    fn fetch(&self, reach: Reach, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>> {
         Box::pin(async move {
             let mut held = self.reader().await?;
+            if !self.row_security {
+                let result = held.rows(text, args).await;
+                return settle(&mut held, result);
+            }
+            held.begin_within(&reach).await?;
             let result = held.rows(text, args).await;
-            settle(&mut held, result)
+            match &result {
+                // Else the connection is gone, and closed.
+                Err(error) if !is_answer(error) => return result,
+                Err(_) => held.send("ROLLBACK").await?,
+                Ok(_) => held.send("COMMIT").await?,
+            }
+            held.dirty = false;
+            result
         })
     }
 
-    fn begin(&self) -> BoxFuture<'_, Tx> {
+    fn begin(&self, reach: Reach) -> BoxFuture<'_, Tx> {
         Box::pin(async move {
             let mut held = Held::of(&self.writers, self.deadline).await?;
             held.dirty = true;
-            held.send(DB::BEGIN).await?;
+            match self.row_security {
+                true => held.begin_within(&reach).await?,
+                false => held.send(DB::BEGIN).await?,
+            }
             Ok(Tx { driver: Box::new(held), clock: None })
         })
     }

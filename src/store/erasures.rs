@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     Kind, Result, Store,
-    db::Tx,
+    db::{Reach, Tx},
     memory, search,
     sessions::{Cutoffs, SESSIONS},
     turns::CANCELLED,
@@ -26,13 +26,14 @@ impl Store {
     /// committed the session cannot be found, and the rest is certain to follow.
     pub async fn delete_session(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         only_if: Option<OnlyIf>,
         now: Timestamp,
     ) -> Result<Deleted> {
+        let caller = caller.clone();
         let tenant = caller.tenant;
-        let deleted = self.writer.write(Delete { tenant, session, only_if, now }).await?;
+        let deleted = self.writer.write(Delete { caller, session, only_if, now }).await?;
         if deleted == Deleted::Gone {
             self.erase(session, tenant).await?;
         }
@@ -42,7 +43,8 @@ impl Store {
     /// Finishes up to `limit` deletions that were begun before `before` and broke off.
     pub async fn finish_erasures(&self, before: Timestamp, limit: i64) -> Result<()> {
         let text = "SELECT session_id, tenant_id FROM erasures WHERE created_at < $1 LIMIT $2";
-        let begun: Vec<(SessionId, TenantId)> = self.db.read(text).bind(before).bind(limit).all().await?;
+        let begun: Vec<(SessionId, TenantId)> =
+            self.db.read(Reach::Everybody, text).bind(before).bind(limit).all().await?;
         let mut outcome = Ok(());
         for (session, tenant) in begun {
             // One that fails does not keep the others.
@@ -55,13 +57,16 @@ impl Store {
     /// What was marked is certain to follow, even if this breaks off.
     pub async fn erase_user(
         &self,
-        caller: Caller,
+        caller: &Caller,
         user: &UserId,
         now: Timestamp,
         gone: impl Fn(SessionId),
     ) -> Result<Option<Erased>> {
+        if !caller.may_see(user) {
+            return Ok(None);
+        }
         let tenant = caller.tenant;
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(tenant).await?;
         memory::lock_user(&mut tx, (tenant, user)).await?;
         // Before anything is looked at: whoever imports waits, or is waited for and then seen.
         let clock = tx.clock().await?;
@@ -93,12 +98,14 @@ impl Store {
         }
         let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
         let facts = tx.sql(forget).bind(tenant).bind(user).run().await?;
+        let revoke = "DELETE FROM api_keys WHERE tenant_id = $1 AND user_id = $2";
+        let keys = tx.sql(revoke).bind(tenant).bind(user).run().await?;
         tx.commit().await?;
 
         for (session, _) in &sessions {
             gone(*session);
         }
-        let mut erased = Erased { sessions: sessions.len() as u64, facts, ..Erased::default() };
+        let mut erased = Erased { sessions: sessions.len() as u64, facts, keys, ..Erased::default() };
         for (session, _) in sessions {
             erased.add(&self.erase(session, tenant).await?);
         }
@@ -107,7 +114,7 @@ impl Store {
 
     /// Forgets that users were erased longer ago than `kept`: nothing begun before is still under way.
     pub async fn forget_user_erasures(&self, kept: Duration) -> Result<()> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(Reach::Everybody).await?;
         let before = tx.clock().await? - kept;
         tx.sql("DELETE FROM user_erasures WHERE erased_at < $1").bind(before).run().await?;
         Ok(tx.commit().await?)
@@ -116,19 +123,19 @@ impl Store {
     /// Takes the content of a turn away, and everything that came only from it.
     pub async fn redact_turn(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         turn: i64,
         now: Timestamp,
     ) -> Result<Redacted> {
-        self.writer.write(Redact { tenant: caller.tenant, session, turn, now }).await
+        self.writer.write(Redact { caller: caller.clone(), session, turn, now }).await
     }
 
     /// Removes what is left of a session that cannot be found any more; what that was.
     pub(super) async fn erase(&self, session: SessionId, tenant: TenantId) -> Result<Erased> {
         let mut erased = Erased::default();
         loop {
-            let mut tx = self.db.begin().await?;
+            let mut tx = self.db.begin(tenant).await?;
             // One eraser at a time: another would find nothing left of a batch that may yet be undone. The mark moves,
             // so that whoever staged the session sees that it is no longer whole.
             let lock =
@@ -174,6 +181,7 @@ pub struct Erased {
     pub facts: u64,
     pub search_entries: u64,
     pub remembered_answers: u64,
+    pub keys: u64,
 }
 
 impl Erased {
@@ -183,6 +191,7 @@ impl Erased {
         self.facts += more.facts;
         self.search_entries += more.search_entries;
         self.remembered_answers += more.remembered_answers;
+        self.keys += more.keys;
     }
 }
 
@@ -214,7 +223,7 @@ pub enum Redacted {
 }
 
 struct Redact {
-    tenant: TenantId,
+    caller: Caller,
     session: SessionId,
     turn: i64,
     now: Timestamp,
@@ -223,14 +232,15 @@ struct Redact {
 impl Write for Redact {
     type Answer = Redacted;
 
-    fn row(&self) -> i64 {
-        self.session.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.caller.tenant, self.session.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Redacted> {
-        let Self { tenant, session, turn, now } = *self;
+        let Self { session, turn, now, .. } = *self;
+        let tenant = self.caller.tenant;
         let lock = "SELECT running_turn FROM sessions WHERE session_id = $1 AND tenant_id = $2";
-        let lock = tx.sql(lock).push_each("", " FOR UPDATE").bind(session).bind(tenant);
+        let lock = tx.sql(lock).bind(session).bind(tenant).of(&self.caller).push_each("", " FOR UPDATE");
         match lock.optional::<(Option<i64>,)>().await? {
             None => return Ok(Redacted::UnknownSession),
             Some((Some(running),)) if running == turn => return Ok(Redacted::Running),
@@ -329,7 +339,7 @@ pub(super) async fn is_staged(
 
 /// Makes a session unfindable. Its memory goes with its row.
 struct Delete {
-    tenant: TenantId,
+    caller: Caller,
     session: SessionId,
     only_if: Option<OnlyIf>,
     now: Timestamp,
@@ -365,25 +375,29 @@ impl OnlyIf {
 impl Write for Delete {
     type Answer = Deleted;
 
-    fn row(&self) -> i64 {
-        self.session.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.caller.tenant, self.session.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Deleted> {
+        let tenant = self.caller.tenant;
+        if !tx.may_be_of(&self.caller, self.session).await? {
+            return Ok(Deleted::Unknown);
+        }
         if let Some(condition) = &self.only_if {
             let row = tx
                 .sql(SESSIONS)
                 .push(" WHERE session_id = $1 AND tenant_id = $2")
                 .push_each("", " FOR UPDATE");
-            let session: Option<Session> = row.bind(self.session).bind(self.tenant).optional().await?;
+            let session: Option<Session> = row.bind(self.session).bind(tenant).optional().await?;
             if session.is_some_and(|session| !condition.holds(&session)) {
                 return Ok(Deleted::Changed);
             }
         }
-        if !remove_session(tx, self.session, self.tenant).await? {
+        if !remove_session(tx, self.session, tenant).await? {
             return Ok(Deleted::Unknown);
         }
-        stage(tx, (self.tenant, self.session), self.now).await?;
+        stage(tx, (tenant, self.session), self.now).await?;
         Ok(Deleted::Gone)
     }
 }

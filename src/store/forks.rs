@@ -36,12 +36,13 @@ impl Store {
     /// The last turn that a fork of a session would hold: `turn`, or the last completed one; 0 if there is none.
     pub async fn fork_point(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         turn: Option<i64>,
     ) -> Result<Result<i64, NotForked>> {
-        let point = self.db.read("SELECT turn, status FROM turns WHERE session_id = $1 AND tenant_id = $2");
-        let point = point.bind(session).bind(caller.tenant).push_some(" AND turn = ", turn);
+        let point =
+            self.db.read(caller, "SELECT turn, status FROM turns WHERE session_id = $1 AND tenant_id = $2");
+        let point = point.bind(session).bind(caller.tenant).of(caller).push_some(" AND turn = ", turn);
         let point = match turn {
             Some(_) => point,
             None => point.push(" AND status = 'completed' ORDER BY turn DESC LIMIT 1"),
@@ -58,7 +59,7 @@ impl Store {
     /// learnt from them, and a copy of the memory.
     pub async fn fork_session(
         &self,
-        caller: Caller,
+        caller: &Caller,
         fork: Session,
         remember: Option<(Claim, String)>,
     ) -> Result<Result<(), NotForked>> {
@@ -93,7 +94,7 @@ impl Store {
         let mut staged = None;
         for first in (1..=through).step_by(usize::try_from(PAGE).unwrap_or(usize::MAX)) {
             let page = (first, through.min(first + PAGE - 1));
-            let mut tx = self.db.begin().await?;
+            let mut tx = self.db.begin(tenant).await?;
             // First, since whoever deletes the parent removes what is staged, too.
             if !is_there(&mut tx, tenant, parent).await? {
                 tx.rollback().await?;
@@ -111,7 +112,7 @@ impl Store {
             }
             tx.commit().await?;
         }
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(tenant).await?;
         if !is_there(&mut tx, tenant, parent).await? {
             tx.rollback().await?;
             return Ok(Err(NotForked::UnknownSession));
@@ -132,7 +133,7 @@ impl Store {
 
     /// How often something was taken away from a session.
     async fn takings(&self, tenant: TenantId, session: SessionId) -> Result<Option<i64>> {
-        let row: Option<(i64,)> = self.db.read(TAKINGS).bind(session).bind(tenant).optional().await?;
+        let row: Option<(i64,)> = self.db.read(tenant, TAKINGS).bind(session).bind(tenant).optional().await?;
         Ok(row.map(|(takings,)| takings))
     }
 }

@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use super::{Error, Result, Store, db::Tx, writer::Write};
+use super::{
+    Error, Result, Store,
+    db::{Reach, Tx},
+    writer::Write,
+};
 use crate::domain::{
     caller::{Caller, TenantId},
     clock::Timestamp,
@@ -27,9 +31,24 @@ pub struct IdempotencyKey {
 /// The right to do the work of a key, and to remember its answer.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    tenant: TenantId,
+    holder: Holder,
     key: String,
     lease_token: i64,
+}
+
+/// Whose keys do not mix with others': a tenant's, or those of a user to whom callers are bound.
+#[derive(Clone, Debug)]
+struct Holder {
+    tenant: TenantId,
+    /// Empty for callers who are bound to no user.
+    user: String,
+}
+
+impl Holder {
+    fn of(caller: &Caller) -> Self {
+        let user = caller.user.as_ref().map(|user| user.as_str().to_owned()).unwrap_or_default();
+        Self { tenant: caller.tenant, user }
+    }
 }
 
 /// What is known about a key.
@@ -47,9 +66,9 @@ pub enum Claimed {
 
 impl Store {
     /// Claims a key, or tells what became of it.
-    pub async fn claim(&self, caller: Caller, key: IdempotencyKey, lease: Duration) -> Result<Claimed> {
+    pub async fn claim(&self, caller: &Caller, key: IdempotencyKey, lease: Duration) -> Result<Claimed> {
         let lease_token = ids::random_bits();
-        self.writer.write(ClaimKey { tenant: caller.tenant, key, lease, lease_token }).await
+        self.writer.write(ClaimKey { holder: Holder::of(caller), key, lease, lease_token }).await
     }
 
     /// Says that a claim's work, not yet a turn, is still waited for.
@@ -64,7 +83,7 @@ impl Store {
 
     /// Forgets up to `limit` keys whose time is over; how many.
     pub async fn forget_keys(&self, limit: i64) -> Result<u64> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(Reach::Everybody).await?;
         let now = tx.clock().await?;
         let forgotten = tx
             .sql(
@@ -82,7 +101,7 @@ impl Store {
 }
 
 /// The condition that finds a claim's record while it is still the claim's.
-const MINE: &str = " WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2 AND lease_token = $3 \
+const MINE: &str = " WHERE tenant_id = $1 AND user_id = $2 AND idempotency_key = $3 AND lease_token = $4 \
      AND status IS NULL";
 
 impl Claim {
@@ -100,10 +119,11 @@ impl Claim {
         until: Timestamp,
     ) -> Result<()> {
         let link = tx
-            .sql("UPDATE idempotency_records SET session_id = $4, turn = $5, lease_expires_at = $6")
+            .sql("UPDATE idempotency_records SET session_id = $5, turn = $6, lease_expires_at = $7")
             .push(MINE);
         let linked = link
-            .bind(self.tenant)
+            .bind(self.holder.tenant)
+            .bind(self.holder.user.as_str())
             .bind(self.key.as_str())
             .bind(self.lease_token)
             .bind(session)
@@ -114,8 +134,9 @@ impl Claim {
 
     /// Puts off the moment at which the claim counts as abandoned.
     pub(super) async fn renew(&self, tx: &mut Tx, until: Timestamp) -> Result<()> {
-        let renew = tx.sql("UPDATE idempotency_records SET lease_expires_at = $4").push(MINE);
-        renew.bind(self.tenant).bind(self.key.as_str()).bind(self.lease_token).bind(until).run().await?;
+        let renew = tx.sql("UPDATE idempotency_records SET lease_expires_at = $5").push(MINE);
+        let renew = renew.bind(self.holder.tenant).bind(self.holder.user.as_str()).bind(self.key.as_str());
+        renew.bind(self.lease_token).bind(until).run().await?;
         Ok(())
     }
 
@@ -129,11 +150,12 @@ impl Claim {
     ) -> Result<()> {
         let remember = tx
             .sql(
-                "UPDATE idempotency_records SET status = $4, answer = $5, session_id = $6, turn = $7, \
-                     last_turn = $8",
+                "UPDATE idempotency_records SET status = $5, answer = $6, session_id = $7, turn = $8, \
+                     last_turn = $9",
             )
             .push(MINE)
-            .bind(self.tenant)
+            .bind(self.holder.tenant)
+            .bind(self.holder.user.as_str())
             .bind(self.key.as_str())
             .bind(self.lease_token)
             .bind(status)
@@ -151,7 +173,7 @@ fn still_mine(changed: u64) -> Result<()> {
 }
 
 struct ClaimKey {
-    tenant: TenantId,
+    holder: Holder,
     key: IdempotencyKey,
     lease: Duration,
     lease_token: i64,
@@ -162,8 +184,8 @@ type Record = (Vec<u8>, Option<i64>, Option<String>, i64, Timestamp, Timestamp);
 impl Write for ClaimKey {
     type Answer = Claimed;
 
-    fn row(&self) -> i64 {
-        Claim::row(&self.key.key)
+    fn place(&self) -> (TenantId, i64) {
+        (self.holder.tenant, Claim::row(&self.key.key))
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Claimed> {
@@ -181,14 +203,16 @@ impl ClaimKey {
     /// Claims the key if nobody has it; `None` if it has become free just now.
     async fn look(&self, tx: &mut Tx) -> Result<Option<Claimed>> {
         let now = tx.clock().await?;
-        let claim = Claim { tenant: self.tenant, key: self.key.key.clone(), lease_token: self.lease_token };
+        let claim =
+            Claim { holder: self.holder.clone(), key: self.key.key.clone(), lease_token: self.lease_token };
         let inserted = tx
             .sql(
                 "INSERT INTO idempotency_records (tenant_id, user_id, idempotency_key, request_hash, lease_token, \
-                     lease_expires_at, created_at, expires_at) VALUES ($1, '', $2, $3, $4, $5, $6, $7) \
+                     lease_expires_at, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
                  ON CONFLICT (tenant_id, user_id, idempotency_key) DO NOTHING",
             )
-            .bind(self.tenant)
+            .bind(self.holder.tenant)
+            .bind(self.holder.user.as_str())
             .bind(self.key.key.as_str())
             .bind(self.key.request_hash.to_vec())
             .bind(self.lease_token)
@@ -203,10 +227,11 @@ impl ClaimKey {
         let record: Option<Record> = tx
             .sql(
                 "SELECT request_hash, status, answer, lease_token, lease_expires_at, expires_at \
-                 FROM idempotency_records WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2",
+                 FROM idempotency_records WHERE tenant_id = $1 AND user_id = $2 AND idempotency_key = $3",
             )
             .push_each("", " FOR UPDATE")
-            .bind(self.tenant)
+            .bind(self.holder.tenant)
+            .bind(self.holder.user.as_str())
             .bind(self.key.key.as_str())
             .optional()
             .await?;
@@ -230,9 +255,10 @@ impl ClaimKey {
         }
         // Its server is gone, or its time is over: the key is there to be claimed.
         tx.sql(
-            "DELETE FROM idempotency_records WHERE tenant_id = $1 AND user_id = '' AND idempotency_key = $2",
+            "DELETE FROM idempotency_records WHERE tenant_id = $1 AND user_id = $2 AND idempotency_key = $3",
         )
-        .bind(self.tenant)
+        .bind(self.holder.tenant)
+        .bind(self.holder.user.as_str())
         .bind(self.key.key.as_str())
         .run()
         .await?;
@@ -248,8 +274,8 @@ struct RenewClaim {
 impl Write for RenewClaim {
     type Answer = ();
 
-    fn row(&self) -> i64 {
-        Claim::row(&self.claim.key)
+    fn place(&self) -> (TenantId, i64) {
+        (self.claim.holder.tenant, Claim::row(&self.claim.key))
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<()> {
@@ -263,15 +289,16 @@ struct Release(Claim);
 impl Write for Release {
     type Answer = ();
 
-    fn row(&self) -> i64 {
-        Claim::row(&self.0.key)
+    fn place(&self) -> (TenantId, i64) {
+        (self.0.holder.tenant, Claim::row(&self.0.key))
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<()> {
-        let Claim { tenant, key, lease_token } = &self.0;
+        let Claim { holder, key, lease_token } = &self.0;
         tx.sql("DELETE FROM idempotency_records")
             .push(MINE)
-            .bind(*tenant)
+            .bind(holder.tenant)
+            .bind(holder.user.as_str())
             .bind(key.as_str())
             .bind(*lease_token)
             .run()

@@ -34,14 +34,15 @@ pub struct Summary {
 
 impl Store {
     /// What a session remembers beside its turns.
-    pub async fn memory(&self, caller: Caller, session: SessionId) -> Result<Option<SessionMemory>> {
-        Ok(self.db.read(MEMORY).bind(session).bind(caller.tenant).optional().await?)
+    pub async fn memory(&self, caller: &Caller, session: SessionId) -> Result<Option<SessionMemory>> {
+        let memory = self.db.read(caller, MEMORY).bind(session).bind(caller.tenant).of(caller);
+        Ok(memory.optional().await?)
     }
 
     /// Changes a session's memory if it is as `if_match` says.
     pub async fn update_memory(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         patch: MemoryPatch,
         if_match: Option<&IfMatch>,
@@ -71,7 +72,7 @@ impl Store {
     /// Empties working memory, resets the profile and drops the summary, if they are as `if_match` says.
     pub async fn reset_memory(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         if_match: Option<&IfMatch>,
         now: Timestamp,
@@ -97,12 +98,13 @@ impl Store {
     /// Locks a session's memory, as it is if that is what `if_match` says.
     async fn begin_memory(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         if_match: Option<&IfMatch>,
     ) -> Result<Result<(Tx, SessionMemory), NotUpdated>> {
-        let mut tx = self.db.begin().await?;
-        let row = tx.sql(MEMORY).push_each("", " FOR UPDATE OF s, m").bind(session).bind(caller.tenant);
+        let mut tx = self.db.begin(caller).await?;
+        let row = tx.sql(MEMORY).bind(session).bind(caller.tenant).of(caller);
+        let row = row.push_each("", " FOR UPDATE OF s, m");
         let Some(memory) = row.optional::<SessionMemory>().await? else {
             tx.rollback().await?;
             return Ok(Err(NotUpdated::Unknown));
@@ -117,7 +119,7 @@ impl Store {
     async fn commit_memory(
         &self,
         mut tx: Tx,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
     ) -> Result<Result<SessionMemory, NotUpdated>> {
         let memory = tx.sql(MEMORY).bind(session).bind(caller.tenant).one().await?;
@@ -127,7 +129,7 @@ impl Store {
 
     /// Keeps a summary if nothing it was made from has been taken away meanwhile; whether it was kept.
     pub async fn keep_summary(&self, tenant: TenantId, session: SessionId, summary: Summary) -> Result<bool> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(tenant).await?;
         let kept = tx
             .sql(
                 "UPDATE session_memory SET summary = $3, summary_tokens = $4, summary_through = $5 \
@@ -147,20 +149,23 @@ impl Store {
     }
 
     /// What is known about a user, by key.
-    pub async fn facts(&self, caller: Caller, user: &UserId) -> Result<Vec<KnownFact>> {
-        let rows = self.db.read(FACTS).bind(caller.tenant).bind(user).all().await?;
+    pub async fn facts(&self, caller: &Caller, user: &UserId) -> Result<Vec<KnownFact>> {
+        if !caller.may_see(user) {
+            return Ok(Vec::new());
+        }
+        let rows = self.db.read(caller, FACTS).bind(caller.tenant).bind(user).all().await?;
         Ok(newest(rows)?)
     }
 
     /// Applies a merge patch to what is known about a user: null forgets. All of it, or, with what to mend, nothing.
     pub async fn update_facts(
         &self,
-        caller: Caller,
+        caller: &Caller,
         user: &UserId,
         patch: &Map<String, Value>,
         now: Timestamp,
     ) -> Result<Result<Vec<KnownFact>, String>> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(caller).await?;
         lock_user(&mut tx, (caller.tenant, user)).await?;
         let known = newest(tx.sql(FACTS).bind(caller.tenant).bind(user).all().await?)?;
         let mut left = known.len();
@@ -196,8 +201,11 @@ impl Store {
     }
 
     /// Forgets everything that is known about a user; how much that was.
-    pub async fn forget_facts(&self, caller: Caller, user: &UserId) -> Result<u64> {
-        let mut tx = self.db.begin().await?;
+    pub async fn forget_facts(&self, caller: &Caller, user: &UserId) -> Result<u64> {
+        if !caller.may_see(user) {
+            return Ok(0);
+        }
+        let mut tx = self.db.begin(caller).await?;
         lock_user(&mut tx, (caller.tenant, user)).await?;
         let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
         let forgotten = tx.sql(forget).bind(caller.tenant).bind(user).run().await?;
@@ -213,7 +221,7 @@ impl Store {
         user: &UserId,
         facts: Vec<Fact>,
     ) -> Result<bool> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(tenant).await?;
         // The session's row is locked first: whoever erases waits, and removes these too.
         let lock = "SELECT last_turn FROM sessions WHERE session_id = $1 AND tenant_id = $2";
         let locked = tx.sql(lock).push_each("", " FOR SHARE").bind(session).bind(tenant);

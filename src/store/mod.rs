@@ -9,8 +9,10 @@ mod erasures;
 mod error;
 mod forks;
 mod idempotency;
+mod keys;
 mod memory;
 mod migrate;
+mod row_security;
 mod search;
 mod sessions;
 mod tenants;
@@ -26,6 +28,7 @@ pub use erasures::{Deleted, Erased, OnlyIf, Redacted};
 pub use error::{Error, Result};
 pub use forks::NotForked;
 pub use idempotency::{Claim, Claimed, IdempotencyKey};
+pub use keys::HashedKey;
 pub use memory::Summary;
 pub use search::{Excerpt, Hit, OldTurn, Search};
 pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
@@ -38,7 +41,7 @@ use std::sync::Arc;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
 use crate::domain::ids::SessionId;
-use db::Db;
+use db::{Db, Reach};
 use writer::Writer;
 
 /// Everything ATLUS keeps. Cheap to clone.
@@ -58,7 +61,8 @@ impl Store {
 
     /// Fails if the database does not answer or its schema is missing.
     pub async fn ping(&self) -> Result<()> {
-        let (_,): (String,) = self.db.read("SELECT minimum_binary FROM schema_info").one().await?;
+        let (_,): (String,) =
+            self.db.read(Reach::Everybody, "SELECT minimum_binary FROM schema_info").one().await?;
         Ok(())
     }
 
@@ -88,7 +92,7 @@ impl Store {
 
     /// Looks for damage in a SQLite file: `ok`, or what is wrong first.
     pub async fn quick_check(&self) -> Result<String> {
-        let (found,) = self.db.read("PRAGMA quick_check(1)").one().await?;
+        let (found,) = self.db.read(Reach::Everybody, "PRAGMA quick_check(1)").one().await?;
         Ok(found)
     }
 

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use super::{
     Kind, Result, Store,
-    db::{Statement, Tx},
+    db::{Reach, Statement, Tx},
 };
 use crate::domain::{
     caller::TenantId,
@@ -214,6 +214,7 @@ impl Store {
         let places: Vec<_> = places.iter().map(|(session, turn)| (session.number(), *turn)).collect();
         let places = serde_json::to_string(&places).map_err(|error| sqlx::Error::Encode(error.into()))?;
         let text = self.db.read(
+            tenant,
             "SELECT t.session_id, t.turn, s.user_id, t.created_at, substr(t.message, 1, 20000) AS message, \
                  COALESCE(substr(t.response, 1, 20000), '') AS response, t.message_tokens, t.response_tokens ",
         );
@@ -233,7 +234,7 @@ impl Store {
     /// go on, or `None` once all have theirs, which is noted.
     pub async fn index_old_turns(&self, after: OldTurn) -> Result<Option<OldTurn>> {
         type Old = (SessionId, TenantId, i64, Timestamp, UserId, String, String);
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(Reach::Everybody).await?;
         let (version,): (i64,) = tx.sql("SELECT search_version FROM schema_info").one().await?;
         if version >= search::VERSION {
             tx.rollback().await?;
@@ -279,6 +280,7 @@ impl Store {
         let (counts,): (String,) = self
             .db
             .read_each(
+                tenant,
                 "SELECT json_group_array((SELECT COUNT(*) FROM (SELECT 1 FROM search_terms \
                      WHERE search_terms MATCH q.value LIMIT $2))) FROM json_each($1) q",
                 "SELECT json_agg(entries ORDER BY place)::text FROM (SELECT q.place, (SELECT COUNT(*) FROM \
@@ -340,6 +342,7 @@ impl Store {
         matching: String,
     ) -> Result<Vec<(SessionId, i64)>> {
         let found = self.db.read_each(
+            tenant,
             "SELECT e.session_id, e.turn FROM search_terms JOIN search_entries e ON e.entry_id = search_terms.rowid \
              WHERE search_terms MATCH $1 AND e.tenant_id = $2",
             "SELECT e.session_id, e.turn FROM search_entries e WHERE e.terms @@ $1::tsquery AND e.tenant_id = $2",

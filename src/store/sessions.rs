@@ -2,7 +2,12 @@
 
 use serde_json::{Map, Value};
 
-use super::{Result, Store, db::Tx, idempotency::Claim, writer::Write};
+use super::{
+    Result, Store,
+    db::{Reach, Tx},
+    idempotency::Claim,
+    writer::Write,
+};
 use crate::domain::{
     caller::{Caller, TenantId},
     clock::Timestamp,
@@ -110,29 +115,30 @@ impl Store {
     /// Keeps a new session with its memory, and the answer that is to be remembered.
     pub async fn insert_session(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: Session,
         remember: Option<(Claim, String)>,
     ) -> Result<()> {
         self.writer.write(InsertSession { tenant: caller.tenant, session, last_turn: 0, remember }).await
     }
 
-    pub async fn session(&self, caller: Caller, id: SessionId) -> Result<Option<Session>> {
-        let rows = self.db.read(SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
-        Ok(rows.bind(id).bind(caller.tenant).optional().await?)
+    pub async fn session(&self, caller: &Caller, id: SessionId) -> Result<Option<Session>> {
+        let rows = self.db.read(caller, SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
+        Ok(rows.bind(id).bind(caller.tenant).of(caller).optional().await?)
     }
 
     /// Whether a session's working memory, profile and summary have their place.
-    pub async fn has_memory(&self, caller: Caller, id: SessionId) -> Result<bool> {
-        let text = "SELECT EXISTS (SELECT 1 FROM session_memory WHERE session_id = $1 AND tenant_id = $2)";
-        let (has,) = self.db.read(text).bind(id).bind(caller.tenant).one().await?;
+    pub async fn has_memory(&self, caller: &Caller, id: SessionId) -> Result<bool> {
+        let text = "SELECT EXISTS (SELECT 1 FROM session_memory WHERE session_id = $1 AND tenant_id = $2";
+        let has = self.db.read(caller, text).bind(id).bind(caller.tenant).of(caller);
+        let (has,) = has.push(")").one().await?;
         Ok(has)
     }
 
     /// A page of sessions that starts after `after`, at most `limit` of them.
     pub async fn sessions(
         &self,
-        caller: Caller,
+        caller: &Caller,
         filter: &SessionFilter,
         (order, direction): (SessionOrder, Direction),
         after: Option<Position>,
@@ -144,13 +150,15 @@ impl Store {
             SessionOrder::LastActivity => ("last_activity", |session| session.last_activity),
             SessionOrder::CreatedAt => ("created_at", |session| session.created_at),
         };
-        let mut page = self.db.read(SESSIONS).push(" WHERE tenant_id = $1 AND temporary = $2");
+        let mut page = self.db.read(caller, SESSIONS).push(" WHERE tenant_id = $1 AND temporary = $2");
         page = page.bind(caller.tenant).bind(filter.temporary);
         if !filter.metadata.is_empty() {
             let [sqlite, postgres] = WITH_METADATA;
             page = page.push_each(sqlite, postgres).bind(Value::Object(filter.metadata.clone()).to_string());
         }
-        page = page.push_some(" AND user_id = ", filter.user.as_ref());
+        for user in [&filter.user, &caller.user] {
+            page = page.push_some(" AND user_id = ", user.as_ref());
+        }
         page = match filter.is_active {
             Some(true) => page.push(ACTIVE).push_bind(now).push(")"),
             Some(false) => page.push(" AND (ended_at IS NOT NULL OR expires_at <= ").push_bind(now).push(")"),
@@ -171,11 +179,14 @@ impl Store {
     /// The user's newest session that is active at `now` and not temporary.
     pub async fn newest_session(
         &self,
-        caller: Caller,
+        caller: &Caller,
         user: &UserId,
         now: Timestamp,
     ) -> Result<Option<Session>> {
-        let newest = self.db.read(SESSIONS).push(" WHERE tenant_id = ").push_bind(caller.tenant);
+        if !caller.may_see(user) {
+            return Ok(None);
+        }
+        let newest = self.db.read(caller, SESSIONS).push(" WHERE tenant_id = ").push_bind(caller.tenant);
         let newest =
             newest.push(" AND user_id = ").push_bind(user).push(" AND temporary = ").push_bind(false);
         let newest = newest.push(ACTIVE).push_bind(now).push(")");
@@ -185,15 +196,15 @@ impl Store {
     /// Changes a session if it is as `if_match` says.
     pub async fn update_session(
         &self,
-        caller: Caller,
+        caller: &Caller,
         id: SessionId,
         patch: SessionPatch,
         if_match: Option<&IfMatch>,
         now: Timestamp,
     ) -> Result<Result<Session, NotUpdated>> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(caller).await?;
         let row = tx.sql(SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
-        let row = row.push_each("", " FOR UPDATE").bind(id).bind(caller.tenant);
+        let row = row.bind(id).bind(caller.tenant).of(caller).push_each("", " FOR UPDATE");
         let Some(session) = row.optional::<Session>().await? else {
             tx.rollback().await?;
             return Ok(Err(NotUpdated::Unknown));
@@ -238,7 +249,13 @@ impl Store {
         // Ended or expired, each found by an index of its own.
         let old = "SELECT session_id, tenant_id FROM sessions WHERE ended_at < $1 OR expires_at < $1 \
              OR (temporary = $3 AND (ended_at < $2 OR expires_at < $2)) LIMIT $4";
-        let old = self.db.read(old).bind(cutoffs.any).bind(cutoffs.temporary).bind(true).bind(limit);
+        let old = self
+            .db
+            .read(Reach::Everybody, old)
+            .bind(cutoffs.any)
+            .bind(cutoffs.temporary)
+            .bind(true)
+            .bind(limit);
         Ok(old.all().await?)
     }
 }
@@ -271,8 +288,8 @@ pub(super) struct InsertSession {
 impl Write for InsertSession {
     type Answer = ();
 
-    fn row(&self) -> i64 {
-        self.session.id.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.tenant, self.session.id.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<()> {

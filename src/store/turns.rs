@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Error, Result, Store,
-    db::Tx,
+    db::{Reach, Tx},
     idempotency::Claim,
     memory,
     search::{self, Entry},
@@ -161,10 +161,10 @@ impl Store {
     /// token: a turn that was admitted with it is found again.
     pub async fn admit_turn(
         &self,
-        caller: Caller,
+        caller: &Caller,
         admission: Admission,
     ) -> Result<Result<Admitted, NotAdmitted>> {
-        self.writer.write(Admit { tenant: caller.tenant, admission }).await
+        self.writer.write(Admit { caller: caller.clone(), admission }).await
     }
 
     /// Ends a running turn, and remembers the answer; `has_pieces` tells whether pieces of its reply may have been
@@ -191,12 +191,12 @@ impl Store {
     /// Cancels a running turn. The key that its message came with remembers that, as status 409.
     pub async fn cancel_turn(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         turn: i64,
         now: Timestamp,
     ) -> Result<Cancelled> {
-        self.writer.write(Cancel { tenant: caller.tenant, session, turn, now }).await
+        self.writer.write(Cancel { caller: caller.clone(), session, turn, now }).await
     }
 
     /// Puts off the moment at which a running turn, and the claim it was admitted with, count as abandoned;
@@ -211,10 +211,11 @@ impl Store {
     }
 
     /// The kept pieces of a running turn's reply, in order.
-    pub async fn pieces(&self, caller: Caller, session: SessionId, turn: i64) -> Result<Vec<(i64, String)>> {
-        let text = "SELECT start, text FROM turn_pieces WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 \
-             ORDER BY start";
-        Ok(self.db.read(text).bind(session).bind(caller.tenant).bind(turn).all().await?)
+    pub async fn pieces(&self, caller: &Caller, session: SessionId, turn: i64) -> Result<Vec<(i64, String)>> {
+        let text =
+            "SELECT start, text FROM turn_pieces WHERE session_id = $1 AND tenant_id = $2 AND turn = $3";
+        let pieces = self.db.read(caller, text).bind(session).bind(caller.tenant).bind(turn).of(caller);
+        Ok(pieces.push(" ORDER BY start").all().await?)
     }
 
     /// Up to `limit` running turns whose lease has run out, of one session or of all.
@@ -222,14 +223,15 @@ impl Store {
         let now = self.db.clock().await?;
         let text =
             "SELECT session_id, tenant_id, turn FROM turns WHERE status = 'running' AND lease_expires_at < ";
-        let expired = self.db.read(text).push_bind(now).push_some(" AND session_id = ", session);
+        let expired =
+            self.db.read(Reach::Everybody, text).push_bind(now).push_some(" AND session_id = ", session);
         Ok(expired.push(" LIMIT ").push_bind(limit).all().await?)
     }
 
     /// Fails a turn with `INTERRUPTED`; `false` if it was renewed or ended meanwhile.
     pub async fn fail_expired_turn(&self, expired: Expired, now: Timestamp) -> Result<bool> {
-        let mut tx = self.db.begin().await?;
         let Expired { session_id, tenant_id, turn } = expired;
+        let mut tx = self.db.begin(tenant_id).await?;
         free_session(&mut tx, session_id, tenant_id, turn, 0).await?;
         let deadline = tx.clock().await?;
         let failed = tx
@@ -258,17 +260,18 @@ impl Store {
     }
 
     /// The turn that runs in a session, or else the last; `None` if there is no such session.
-    pub async fn latest_turn(&self, caller: Caller, session: SessionId) -> Result<Option<i64>> {
+    pub async fn latest_turn(&self, caller: &Caller, session: SessionId) -> Result<Option<i64>> {
         let text =
             "SELECT COALESCE(running_turn, last_turn) FROM sessions WHERE session_id = $1 AND tenant_id = $2";
-        let row: Option<(i64,)> = self.db.read(text).bind(session).bind(caller.tenant).optional().await?;
+        let row = self.db.read(caller, text).bind(session).bind(caller.tenant).of(caller);
+        let row: Option<(i64,)> = row.optional().await?;
         Ok(row.map(|(turn,)| turn))
     }
 
     /// A page of a session's turns, after the turn numbered `after`; empty too if there is no such session.
     pub async fn turns(
         &self,
-        caller: Caller,
+        caller: &Caller,
         session: SessionId,
         status: Option<TurnStatus>,
         direction: Direction,
@@ -276,7 +279,7 @@ impl Store {
         limit: usize,
     ) -> Result<Page<Turn>> {
         let (beyond, sorted) = direction.sql();
-        let mut page = self.db.read(TURNS).bind(session).bind(caller.tenant);
+        let mut page = self.db.read(caller, TURNS).bind(session).bind(caller.tenant).of(caller);
         page = page.push_some(" AND status = ", status);
         if let Some(after) = after {
             page = page.push(" AND turn").push(beyond).push_bind(after.key);
@@ -293,29 +296,30 @@ impl Store {
         Ok(Page::cut(rows, limit, |turn: &Turn| Position { key: turn.turn, id: 0 }))
     }
 
-    pub async fn turn(&self, caller: Caller, session: SessionId, turn: i64) -> Result<Option<Turn>> {
-        let row = self.db.read(TURNS).push(" AND turn = $3").bind(session).bind(caller.tenant).bind(turn);
-        Ok(row.optional().await?)
+    pub async fn turn(&self, caller: &Caller, session: SessionId, turn: i64) -> Result<Option<Turn>> {
+        let row = self.db.read(caller, TURNS).push(" AND turn = $3");
+        Ok(row.bind(session).bind(caller.tenant).bind(turn).of(caller).optional().await?)
     }
 }
 
 struct Admit {
-    tenant: TenantId,
+    caller: Caller,
     admission: Admission,
 }
 
 impl Write for Admit {
     type Answer = Result<Admitted, NotAdmitted>;
 
-    fn row(&self) -> i64 {
-        self.session_id().number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.caller.tenant, self.session_id().number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Self::Answer> {
         let admission = &self.admission;
         if let Destination::New(session) = &admission.session {
             let session = (**session).clone();
-            InsertSession { tenant: self.tenant, session, last_turn: 0, remember: None }.apply(tx).await?;
+            let insert = InsertSession { tenant: self.caller.tenant, session, last_turn: 0, remember: None };
+            insert.apply(tx).await?;
         }
         let clock = tx.clock().await?;
         if let Some(numbered) = self.number(tx, clock).await? {
@@ -323,8 +327,8 @@ impl Write for Admit {
         }
         match self.why_not(tx).await? {
             Err(NotAdmitted::Busy { turn }) if admission.interrupt => {
-                let (session, tenant) = (self.session_id(), self.tenant);
-                let cancel = Cancel { tenant, session, turn, now: admission.now };
+                let (session, caller) = (self.session_id(), self.caller.clone());
+                let cancel = Cancel { caller, session, turn, now: admission.now };
                 let cancelled = cancel.apply(tx).await?;
                 match self.number(tx, clock).await? {
                     Some(numbered) => {
@@ -371,9 +375,9 @@ impl Admit {
                  AND (expires_at IS NULL OR expires_at > $3) \
                  AND (waiting_token IS NULL OR waiting_token = $4 OR waiting_until < $5 OR $6)",
         );
-        let take = take.bind(self.session_id()).bind(self.tenant).bind(self.admission.now);
+        let take = take.bind(self.session_id()).bind(self.caller.tenant).bind(self.admission.now);
         let take = take.bind(self.admission.lease_token).bind(clock).bind(self.admission.interrupt);
-        let take = take.push_some(" AND user_id = ", self.user());
+        let take = take.push_some(" AND user_id = ", self.user()).of(&self.caller);
         Ok(take.push(" RETURNING last_turn, temporary, user_id").optional().await?)
     }
 
@@ -392,7 +396,7 @@ impl Admit {
              VALUES ($1, $2, $3, 'running', $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(id)
-        .bind(self.tenant)
+        .bind(self.caller.tenant)
         .bind(turn)
         .bind(admission.message.as_str())
         .bind(admission.message_tokens)
@@ -422,9 +426,10 @@ impl Admit {
                      AND (s.expires_at IS NULL OR s.expires_at > $3)",
             )
             .bind(self.session_id())
-            .bind(self.tenant)
+            .bind(self.caller.tenant)
             .bind(self.admission.now)
             .push_some(" AND s.user_id = ", self.user())
+            .of(&self.caller)
             .optional()
             .await?;
         Ok(match found {
@@ -445,7 +450,7 @@ impl Admit {
                  AND (waiting_token IS NULL OR waiting_token = $3 OR waiting_until < $5)",
         )
         .bind(self.session_id())
-        .bind(self.tenant)
+        .bind(self.caller.tenant)
         .bind(self.admission.lease_token)
         .bind(clock + WAITS)
         .bind(clock)
@@ -468,8 +473,8 @@ struct End {
 impl Write for End {
     type Answer = Ended;
 
-    fn row(&self) -> i64 {
-        self.key.session.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.key.tenant, self.key.session.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Ended> {
@@ -625,7 +630,7 @@ async fn free_session(
 
 /// Cancels a running turn and tells every instance.
 struct Cancel {
-    tenant: TenantId,
+    caller: Caller,
     session: SessionId,
     turn: i64,
     now: Timestamp,
@@ -634,12 +639,16 @@ struct Cancel {
 impl Write for Cancel {
     type Answer = Cancelled;
 
-    fn row(&self) -> i64 {
-        self.session.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.caller.tenant, self.session.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Cancelled> {
-        let Self { tenant, session, turn, .. } = *self;
+        let Self { session, turn, .. } = *self;
+        let tenant = self.caller.tenant;
+        if !tx.may_be_of(&self.caller, session).await? {
+            return Ok(Cancelled::UnknownSession);
+        }
         if !free_session(tx, session, tenant, turn, 0).await? {
             let known = "SELECT EXISTS (SELECT 1 FROM turns t WHERE t.session_id = $1 AND t.tenant_id = $2 AND t.turn = $3) \
                  FROM sessions WHERE session_id = $1 AND tenant_id = $2";
@@ -686,8 +695,8 @@ struct Renew {
 impl Write for Renew {
     type Answer = bool;
 
-    fn row(&self) -> i64 {
-        self.key.session.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.key.tenant, self.key.session.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<bool> {
@@ -722,8 +731,8 @@ struct KeepPiece {
 impl Write for KeepPiece {
     type Answer = ();
 
-    fn row(&self) -> i64 {
-        self.key.session.number()
+    fn place(&self) -> (TenantId, i64) {
+        (self.key.tenant, self.key.session.number())
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<()> {

@@ -17,10 +17,14 @@ pub struct UserOverview {
 
 impl Store {
     /// A user's sessions, counted; `None` if there is nothing of this user.
-    pub async fn user(&self, caller: Caller, user: &UserId) -> Result<Option<UserOverview>> {
+    pub async fn user(&self, caller: &Caller, user: &UserId) -> Result<Option<UserOverview>> {
+        if !caller.may_see(user) {
+            return Ok(None);
+        }
         let overview: UserOverview = self
             .db
             .read(
+                caller,
                 "SELECT COUNT(*) AS sessions, CAST(COALESCE(SUM(completed_turns), 0) AS BIGINT) AS turns, \
                      MIN(created_at) AS first_activity, MAX(last_activity) AS last_activity, \
                      (SELECT COUNT(DISTINCT key) FROM facts WHERE tenant_id = $1 AND user_id = $2) AS facts \

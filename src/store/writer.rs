@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Error, Result,
-    db::{Db, Tx},
+    db::{Db, Reach, Tx},
 };
+use crate::domain::caller::TenantId;
 
 /// The most writes in one transaction; more gains little and makes the first wait for the last.
 const MAX_BATCH: usize = 256;
@@ -24,8 +25,8 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 pub(super) trait Write: Send + Sync + 'static {
     type Answer: Send + 'static;
 
-    /// The number of the row it locks first: of its session, where it has one.
-    fn row(&self) -> i64;
+    /// Whose it is, and the number of the row it locks first: of its session, where it has one.
+    fn place(&self) -> (TenantId, i64);
 
     /// Sends its statements. May be called again after its transaction was undone.
     fn apply<'a>(&'a self, tx: &'a mut Tx) -> impl Future<Output = Result<Self::Answer>> + Send + 'a;
@@ -49,7 +50,7 @@ impl Writer {
     /// Writes, and returns when it is durable. If the caller goes away, it is written all the same.
     pub async fn write<W: Write>(&self, write: W) -> Result<W::Answer> {
         let (done, answer) = oneshot::channel();
-        let bits = write.row().cast_unsigned();
+        let bits = write.place().1.cast_unsigned();
         // Rows are named at random, so their remainder spreads evenly.
         let lane = usize::try_from(bits % self.0.len() as u64).unwrap_or(0);
         let item = Box::new(Pending { write, answer: None, done: Some(done) });
@@ -61,7 +62,7 @@ impl Writer {
 
 /// A write of any kind, with whoever waits for it.
 trait Item: Send {
-    fn row(&self) -> i64;
+    fn place(&self) -> (TenantId, i64);
     fn apply<'a>(&'a mut self, tx: &'a mut Tx) -> BoxFuture<'a, ()>;
     fn answer(&mut self, outcome: Result<()>);
 }
@@ -73,8 +74,8 @@ struct Pending<W: Write> {
 }
 
 impl<W: Write> Item for Pending<W> {
-    fn row(&self) -> i64 {
-        self.write.row()
+    fn place(&self) -> (TenantId, i64) {
+        self.write.place()
     }
 
     fn apply<'a>(&'a mut self, tx: &'a mut Tx) -> BoxFuture<'a, ()> {
@@ -100,7 +101,7 @@ async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>) {
     while queue.recv_many(&mut batch, MAX_BATCH).await > 0 {
         // Rows are locked in one order everywhere, or two instances would wait for each other. Stable, so
         // that writes to one session keep theirs.
-        batch.sort_by_key(|item| item.row());
+        batch.sort_by_key(|item| item.place().1);
         match commit(&db, &mut batch).await {
             // One write was refused by the database and the rest undone with it: each again, by itself.
             Err(error) if error.is_answer() && batch.len() > 1 => {
@@ -123,7 +124,8 @@ async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>) {
 
 /// Applies a batch in one transaction: all of it or nothing.
 async fn commit(db: &Db, batch: &mut [Box<dyn Item>]) -> Result<()> {
-    let mut tx = db.begin().await?;
+    let tenants = batch.iter().map(|item| item.place().0).collect();
+    let mut tx = db.begin(Reach::Tenants(tenants)).await?;
     for item in batch {
         if let Err(error) = item.apply(&mut tx).await {
             // Else the connection is gone, and dropping the transaction is all that is left.

@@ -182,7 +182,7 @@ fn begin(server: &Client) -> (mpsc::Sender<Result<String, std::io::Error>>, toki
 }
 
 async fn execute(server: &Server, sql: &'static str) {
-    let mut tx = server.app.store.database().begin().await.unwrap();
+    let mut tx = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     tx.sql(sql).run().await.unwrap();
     tx.commit().await.unwrap();
 }
@@ -364,7 +364,7 @@ on_both! {
         let (first, second) = archive.split_at(archive.len() - 1000);
         sender.send(Ok(first.to_owned())).await.unwrap();
         until(&server, STAGED, |staged| staged == 1).await;
-        let mut tx = server.app.store.database().begin().await.unwrap();
+        let mut tx = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         let now = tx.clock().await.unwrap();
         let erase = "INSERT INTO user_erasures (tenant_id, user_digest, erased_at) VALUES (1, $1, $2)";
         tx.sql(erase).bind(digest(&["user_1"])).bind(now).run().await.unwrap();
@@ -414,7 +414,7 @@ on_both! {
         let id = server.session(json!({})).await;
         server.say(&id, "hello").await;
         let (path, response) = (format!("/sessions/{id}"), "\u{1}\"é\n🦀".repeat(120_000));
-        let mut tx = server.app.store.database().begin().await.unwrap();
+        let mut tx = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         tx.sql("UPDATE turns SET response = $1").bind(response.clone()).run().await.unwrap();
         tx.commit().await.unwrap();
         let archive = export(&server, &format!("{path}/export")).await;
@@ -550,7 +550,7 @@ on_both! {
         take(&server, &archive(&[lines], &[])).await;
         let store = &server.app.store;
         let what = What::Session(SessionId::parse(ID).unwrap());
-        let mut broken = store.export(Caller::ANYONE, what, Timestamp::from_millis(0)).await.unwrap().unwrap();
+        let mut broken = store.export(&Caller::ANYONE, what, Timestamp::from_millis(0)).await.unwrap().unwrap();
         broken.next().await.unwrap().unwrap();
         // More than fits between server and client.
         let answer = server.request(Method::GET, &format!("/sessions/{ID}/export")).send().await.unwrap();

@@ -39,7 +39,7 @@ pub async fn abandoned_turn(store: &Store, session: &str, lease: Duration) -> Tu
         wait: false,
         claim: None,
     };
-    let admitted = store.admit_turn(Caller::ANYONE, admission).await.unwrap().unwrap();
+    let admitted = store.admit_turn(&Caller::ANYONE, admission).await.unwrap().unwrap();
     TurnKey { tenant: Caller::ANYONE.tenant, session: id, turn: admitted.turn, lease_token }
 }
 
@@ -343,7 +343,7 @@ on_both! {
         upstream.asked_times(1).await;
         let lease = async || {
             let (lease,): (i64,) =
-                server.app.store.database().read("SELECT lease_expires_at FROM turns").one().await.unwrap();
+                server.app.store.database().read(atlus::store::db::Reach::Everybody, "SELECT lease_expires_at FROM turns").one().await.unwrap();
             lease
         };
         let first = lease().await;

@@ -15,7 +15,7 @@ fn echo(message: &str) -> Script {
 
 /// Runs a statement that no caller can.
 async fn run(server: &Server, sql: &'static str) {
-    let mut tx = server.app.store.database().begin().await.unwrap();
+    let mut tx = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     tx.sql(sql).run().await.unwrap();
     tx.commit().await.unwrap();
 }

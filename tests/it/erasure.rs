@@ -545,7 +545,7 @@ on_both! {
         }
         let (store, tenant, id) = (&server.app.store, Caller::ANYONE.tenant, SessionId::parse(&session).unwrap());
         let begun = async || {
-            let material = store.next_context(Caller::ANYONE, id, 1000).await.unwrap().unwrap();
+            let material = store.next_context(&Caller::ANYONE, id, 1000).await.unwrap().unwrap();
             Summary {
                 text: "About secrets.".into(), tokens: 3, through: 2, takings: material.takings, was_through: material.summary_through,
             }

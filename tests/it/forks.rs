@@ -300,7 +300,7 @@ on_both! {
         // As the first page leaves it: turns and what they are found by, marked, without a session.
         let staged = fork(&server, &session, json!({})).await;
         let id = SessionId::parse(&staged).unwrap();
-        let mut tx = server.app.store.database().begin().await.unwrap();
+        let mut tx = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         tx.sql("DELETE FROM sessions WHERE session_id = $1").bind(id).run().await.unwrap();
         tx.sql("INSERT INTO erasures (session_id, tenant_id, created_at) VALUES ($1, 1, 1704110400000 + 60000)").bind(id).run().await.unwrap();
         tx.commit().await.unwrap();
@@ -309,7 +309,7 @@ on_both! {
         }
         assert_eq!(found_in(&server, "violin").await, BTreeSet::from([session.clone()]));
         assert_eq!(server.get(&format!("/search?q=violin&session_id={staged}")).await.items().len(), 0);
-        assert!(server.app.store.session(Caller::ANYONE, id).await.unwrap().is_none());
+        assert!(server.app.store.session(&Caller::ANYONE, id).await.unwrap().is_none());
         // While it may still be worked on it is left alone.
         server.clock.advance(Duration::from_secs(80));
         server.run_jobs(None).await;

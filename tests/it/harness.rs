@@ -17,6 +17,7 @@ use atlus::{
     config::{Config, ModelConfig, Provider, Settings},
     domain::{
         clock::{Clock, Timestamp},
+        key::{ApiKey, KeyName, Scopes, Secret},
         memory::Learnt,
         session::UserId,
     },
@@ -291,6 +292,29 @@ impl Server {
         Self { client, app, clock, database }
     }
 
+    /// A server that asks for keys.
+    pub async fn guarded(kind: Kind) -> Self {
+        Self::with(Database::on(kind).await, |config| config.auth_required = true).await
+    }
+
+    /// A client with a new key: of this tenant, with these scopes, bound to this user if one is named.
+    pub async fn client_of(&self, tenant: &str, scopes: &str, user: Option<&str>) -> Client {
+        let secret = self.key(tenant, scopes, user).await;
+        self.client.with_key(secret.reveal())
+    }
+
+    /// A new key; see [`Server::client_of`].
+    pub async fn key(&self, tenant: &str, scopes: &str, user: Option<&str>) -> Secret {
+        let now = self.clock.now();
+        let name = KeyName::try_from("test".to_owned()).unwrap();
+        let id = self.app.store.tenant_named(tenant, now).await.unwrap();
+        let user_id = user.map(|user| UserId::try_from(user.to_owned()).unwrap());
+        let key = ApiKey { user_id, ..ApiKey::new(id, name, Scopes::parse(scopes).unwrap(), now) };
+        let secret = Secret::random();
+        self.app.store.insert_key(&key, &secret.hash()).await.unwrap();
+        secret
+    }
+
     /// A server whose model is an OpenAI-compatible server at `url`.
     pub async fn with_model(kind: Kind, url: &str, change: impl FnOnce(&mut Config)) -> Self {
         Self::with(Database::on(kind).await, |config| {
@@ -310,14 +334,15 @@ impl Server {
 
     /// Runs a statement that no caller can.
     pub async fn run_sql(&self, sql: &'static str) {
-        let mut tx = self.app.store.database().begin().await.unwrap();
+        let mut tx = self.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         tx.sql(sql).run().await.unwrap();
         tx.commit().await.unwrap();
     }
 
     /// How many rows of a table satisfy a condition.
     pub async fn count(&self, sql: &'static str) -> i64 {
-        let (count,): (i64,) = self.app.store.database().read(sql).one().await.unwrap();
+        let (count,): (i64,) =
+            self.app.store.database().read(atlus::store::db::Reach::Everybody, sql).one().await.unwrap();
         count
     }
 }
@@ -327,6 +352,7 @@ impl Server {
 pub struct Client {
     pub base: String,
     pub http: Http,
+    key: Option<String>,
 }
 
 /// What came back.
@@ -342,16 +368,25 @@ impl Client {
         // The one client that the library sets up too.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = Http::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
-        Self { base: format!("http://{address}"), http }
+        Self { base: format!("http://{address}"), http, key: None }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}/api/v1{path}", self.base))
     }
 
+    /// The same, showing a key with every request.
+    pub fn with_key(&self, secret: &str) -> Self {
+        Self { key: Some(secret.to_owned()), ..self.clone() }
+    }
+
     /// Sends a request and checks the answer against the document.
     pub async fn send(&self, request: RequestBuilder) -> Answer {
-        let request = request.build().unwrap();
+        let mut request = request.build().unwrap();
+        if let Some(key) = &self.key {
+            let bearer = format!("Bearer {key}").parse().unwrap();
+            request.headers_mut().entry("authorization").or_insert(bearer);
+        }
         let (method, path) = (request.method().clone(), request.url().path().to_owned());
         let response = self.http.execute(request).await.unwrap();
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -400,6 +435,10 @@ impl Client {
 
     /// Begins to listen to a stream.
     pub async fn listen(&self, request: RequestBuilder) -> Events {
+        let request = match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        };
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200, "{:?}", response.text().await);
         assert_eq!(response.headers()["content-type"], "text/event-stream");

@@ -179,7 +179,7 @@ on_both! {
         let second = say("second", "two");
         let lease = async || {
             let text = "SELECT COALESCE(MAX(lease_expires_at), 0) FROM idempotency_records WHERE idempotency_key = 'two'";
-            let (lease,): (i64,) = server.app.store.database().read(text).one().await.unwrap();
+            let (lease,): (i64,) = server.app.store.database().read(atlus::store::db::Reach::Everybody, text).one().await.unwrap();
             lease
         };
         // Its lease is put off beyond the time for which it was first taken.
@@ -217,7 +217,7 @@ on_both! {
         gate.add_permits(2);
         // As if the leases of the dead server had run out.
         let store = database.store().await;
-        let mut tx = store.database().begin().await.unwrap();
+        let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         for table in ["UPDATE turns SET lease_expires_at = 0", "UPDATE idempotency_records SET lease_expires_at = 0"] {
             tx.sql(table).run().await.unwrap();
         }
@@ -234,12 +234,12 @@ on_both! {
     async fn a_key_is_forgotten_after_a_day(server: Server) {
         let body = json!({"user_id": "ann"});
         let first = keyed(&server, "/sessions", "k", &body).await;
-        let mut tx = server.app.store.database().begin().await.unwrap();
+        let mut tx = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         tx.sql("UPDATE idempotency_records SET expires_at = expires_at - 86400001").run().await.unwrap();
         tx.commit().await.unwrap();
         let other = keyed(&server, "/sessions", "k", &json!({"user_id": "bob"})).await;
         assert_ne!(other.data()["session_id"], first.data()["session_id"]);
-        let mut tx = server.app.store.database().begin().await.unwrap();
+        let mut tx = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         tx.sql("UPDATE idempotency_records SET expires_at = expires_at - 86400001").run().await.unwrap();
         tx.commit().await.unwrap();
         atlus::jobs::keys::forget_old_keys(&server.app).await.unwrap();

@@ -156,13 +156,13 @@ on_both! {
                 for user in [None, Some(UserId::default())] {
                     for (after, is_active) in [(None, None), (Some(position), Some(true)), (Some(position), Some(false))] {
                         let filter = SessionFilter { user: user.clone(), is_active, ..SessionFilter::default() };
-                        let list = sent(store.sessions(Caller::ANYONE, &filter, (order, direction), after, 20, NOW)).await;
+                        let list = sent(store.sessions(&Caller::ANYONE, &filter, (order, direction), after, 20, NOW)).await;
                         assert_indexed(&server.database, &format!("{filter:?} {order:?} {direction:?}"), list).await;
                     }
                 }
             }
         }
-        let newest = sent(store.newest_session(Caller::ANYONE, &UserId::default(), NOW)).await;
+        let newest = sent(store.newest_session(&Caller::ANYONE, &UserId::default(), NOW)).await;
         assert_indexed(&server.database, "newest session", newest).await;
     }
 
@@ -170,7 +170,7 @@ on_both! {
         filled(&server).await;
         let filter = SessionFilter { metadata: metadata(), ..SessionFilter::default() };
         let order = (SessionOrder::LastActivity, Direction::Desc);
-        let list = sent(server.app.store.sessions(Caller::ANYONE, &filter, order, None, 20, NOW)).await;
+        let list = sent(server.app.store.sessions(&Caller::ANYONE, &filter, order, None, 20, NOW)).await;
         assert_indexed(&server.database, "metadata", list.clone()).await;
         if server.database.kind == Kind::Postgres {
             // Without the order that another index has, it is the one of metadata that is left.
@@ -191,7 +191,7 @@ on_both! {
     }
 
     async fn what_belongs_to_a_session_is_read_by_an_index(server: Server) {
-        let (store, id, me) = (&server.app.store, filled(&server).await, Caller::ANYONE);
+        let (store, id, me) = (&server.app.store, filled(&server).await, &Caller::ANYONE);
         let key = TurnKey { tenant: me.tenant, session: id, turn: 1, lease_token: 1 };
         let after = Some(Position { key: 1, id: 0 });
         let all = [
@@ -215,7 +215,7 @@ on_both! {
     }
 
     async fn what_belongs_to_a_session_is_changed_by_an_index(server: Server) {
-        let (store, id, me) = (&server.app.store, filled(&server).await, Caller::ANYONE);
+        let (store, id, me) = (&server.app.store, filled(&server).await, &Caller::ANYONE);
         let ann = UserId::try_from("ann".to_owned()).unwrap();
         let key = TurnKey { tenant: me.tenant, session: id, turn: 1, lease_token: 1 };
         let patch = MemoryPatch { working_memory: Some(metadata()), profile: ProfileChange { tone: Some("casual"), ..ProfileChange::default() } };
@@ -238,7 +238,7 @@ on_both! {
     }
 
     async fn what_belongs_to_a_user_goes_by_an_index(server: Server) {
-        let (store, me) = (&server.app.store, Caller::ANYONE);
+        let (store, me) = (&server.app.store, &Caller::ANYONE);
         filled(&server).await;
         let ann = UserId::try_from("ann".to_owned()).unwrap();
         let all = [

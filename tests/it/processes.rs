@@ -24,7 +24,7 @@ async fn run(args: &[&str], variables: &[(&str, &str)]) -> (i32, String, String)
 /// As if all leases had run out.
 async fn expire_leases(database: &Database) {
     let store = database.store().await;
-    let mut tx = store.database().begin().await.unwrap();
+    let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     tx.sql("UPDATE turns SET lease_expires_at = 0").run().await.unwrap();
     tx.commit().await.unwrap();
 }
@@ -261,7 +261,7 @@ async fn what_cannot_start_says_why_and_what_to_mend() {
 async fn a_wrong_password_is_told_from_a_server_that_is_gone() {
     let database = Database::on(Kind::Postgres).await;
     let store = database.store().await;
-    let mut tx = store.database().begin().await.unwrap();
+    let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     // The one role that the test server asks for a password.
     tx.sql("DROP ROLE IF EXISTS atlus_guarded").run().await.unwrap();
     tx.sql("CREATE ROLE atlus_guarded LOGIN PASSWORD 'right'").run().await.unwrap();

@@ -19,6 +19,9 @@ use atlus::{
 
 use crate::harness::{Database, completion, on_both};
 
+/// Whoever asks.
+static ANYONE: Caller = Caller::ANYONE;
+
 const NOW: Timestamp = Timestamp::from_millis(1_704_110_400_000);
 
 fn admission(session: Destination, lease_token: i64) -> Admission {
@@ -43,7 +46,7 @@ fn existing(id: SessionId) -> Destination {
 
 async fn session(store: &Store) -> SessionId {
     let session = Session::new(UserId::default(), NOW);
-    store.insert_session(Caller::ANYONE, session.clone(), None).await.unwrap();
+    store.insert_session(&ANYONE, session.clone(), None).await.unwrap();
     session.id
 }
 
@@ -51,11 +54,11 @@ on_both! {
     async fn a_write_that_fails_does_not_fail_those_it_shared_a_transaction_with(database: Database) {
         let store = database.store().await;
         let taken = Session::new(UserId::default(), NOW);
-        store.insert_session(Caller::ANYONE, taken.clone(), None).await.unwrap();
+        store.insert_session(&ANYONE, taken.clone(), None).await.unwrap();
         let good: Vec<_> = (0..100).map(|_| Session::new(UserId::default(), NOW)).collect();
         let writes = good.iter().flat_map(|session| [session.clone(), taken.clone()]);
         let outcomes = futures_util::future::join_all(
-            writes.map(|session| store.insert_session(Caller::ANYONE, session, None))
+            writes.map(|session| store.insert_session(&ANYONE, session, None))
         ).await;
         for (i, outcome) in outcomes.into_iter().enumerate() {
             match i % 2 {
@@ -64,17 +67,17 @@ on_both! {
             }
         }
         for session in good {
-            assert!(store.session(Caller::ANYONE, session.id).await.unwrap().is_some());
+            assert!(store.session(&ANYONE, session.id).await.unwrap().is_some());
         }
     }
 
     async fn a_write_is_done_though_nobody_waits_for_it(database: Database) {
         let store = database.store().await;
         let session = Session::new(UserId::default(), NOW);
-        let mut write = Box::pin(store.insert_session(Caller::ANYONE, session.clone(), None));
+        let mut write = Box::pin(store.insert_session(&ANYONE, session.clone(), None));
         assert!(futures_util::poll!(&mut write).is_pending());
         drop(write);
-        while store.session(Caller::ANYONE, session.id).await.unwrap().is_none() {
+        while store.session(&ANYONE, session.id).await.unwrap().is_none() {
             tokio::task::yield_now().await;
         }
     }
@@ -84,14 +87,14 @@ on_both! {
         let id = session(&stores[0]).await;
         let attempts = (1..=20).map(|token| {
             let (store, admission) = (&stores[usize::from(token % 2 == 0)], admission(existing(id), token));
-            store.admit_turn(Caller::ANYONE, admission)
+            store.admit_turn(&ANYONE, admission)
         });
         let outcomes = futures_util::future::join_all(attempts).await;
         let admitted = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Ok(turn)) if turn.turn == 1)).count();
         let busy = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Err(NotAdmitted::Busy { turn: 1 })))).count();
         assert_eq!((admitted, busy), (1, 19));
         // The database itself would refuse a second one.
-        let mut tx = stores[0].database().begin().await.unwrap();
+        let mut tx = stores[0].database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         let second = "INSERT INTO turns (session_id, tenant_id, turn, status, message_tokens, created_at, request_id, \
              metadata, message) VALUES ($1, 1, 99, 'running', 0, 0, '', '', '')";
         assert!(tx.sql(second).bind(id).run().await.unwrap_err().as_database_error().unwrap().is_unique_violation());
@@ -100,8 +103,8 @@ on_both! {
     async fn what_may_have_been_written_can_be_written_again(database: Database) {
         let store = database.store().await;
         let id = session(&store).await;
-        let first = store.admit_turn(Caller::ANYONE, admission(existing(id), 7)).await.unwrap().unwrap();
-        let again = store.admit_turn(Caller::ANYONE, admission(existing(id), 7)).await.unwrap().unwrap();
+        let first = store.admit_turn(&ANYONE, admission(existing(id), 7)).await.unwrap().unwrap();
+        let again = store.admit_turn(&ANYONE, admission(existing(id), 7)).await.unwrap().unwrap();
         assert_eq!((first.turn, again.turn), (1, 1));
         let key = TurnKey { tenant: Caller::ANYONE.tenant, session: id, turn: 1, lease_token: 7 };
         let completed = completion("hello");
@@ -113,25 +116,25 @@ on_both! {
         assert_eq!(store.end_turn(key, failed, Duration::ZERO, false, NOW, None).await.unwrap(), Ended::LeaseLost);
         let stranger = TurnKey { lease_token: 8, ..key };
         assert_eq!(store.end_turn(stranger, completed, Duration::ZERO, false, NOW, None).await.unwrap(), Ended::Gone);
-        assert_eq!(store.session(Caller::ANYONE, id).await.unwrap().unwrap().completed_turns, 1);
+        assert_eq!(store.session(&ANYONE, id).await.unwrap().unwrap().completed_turns, 1);
     }
 
     async fn activity_never_moves_backwards_though_clocks_do(database: Database) {
         let store = database.store().await;
         let id = session(&store).await;
         let early = Admission { now: NOW - Duration::from_secs(60), ..admission(existing(id), 1) };
-        store.admit_turn(Caller::ANYONE, early).await.unwrap().unwrap();
-        assert_eq!(store.session(Caller::ANYONE, id).await.unwrap().unwrap().last_activity, NOW);
+        store.admit_turn(&ANYONE, early).await.unwrap().unwrap();
+        assert_eq!(store.session(&ANYONE, id).await.unwrap().unwrap().last_activity, NOW);
     }
 
     async fn a_transaction_that_is_dropped_leaves_nothing_and_blocks_nobody(database: Database) {
         let store = database.store().await;
         for _ in 0..30 {
-            let mut tx = store.database().begin().await.unwrap();
+            let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
             let insert = "INSERT INTO facts (tenant_id, user_id, key, updated_at, value) VALUES (1, 'u', 'k', 0, '1')";
             tx.sql(insert).run().await.unwrap();
         }
-        let (count,): (i64,) = store.database().read("SELECT COUNT(*) FROM facts").one().await.unwrap();
+        let (count,): (i64,) = store.database().read(atlus::store::db::Reach::Everybody, "SELECT COUNT(*) FROM facts").one().await.unwrap();
         assert_eq!(count, 0);
         session(&store).await;
     }
@@ -139,7 +142,7 @@ on_both! {
     async fn a_deletion_that_broke_off_is_finished_later(database: Database) {
         let store = database.store().await;
         let id = session(&store).await;
-        let mut tx = store.database().begin().await.unwrap();
+        let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         // As left by a server that stopped after the first transaction, with more turns than go at once.
         tx.sql("DELETE FROM sessions").run().await.unwrap();
         tx.sql("INSERT INTO erasures (session_id, tenant_id, created_at) VALUES ($1, 1, 1000)").bind(id).run().await.unwrap();
@@ -153,16 +156,16 @@ on_both! {
         tx.commit().await.unwrap();
 
         // What is still there is not found any more.
-        assert!(store.turn(Caller::ANYONE, id, 1).await.unwrap().is_none());
-        let page = store.turns(Caller::ANYONE, id, None, Direction::Asc, None, 10).await.unwrap();
+        assert!(store.turn(&ANYONE, id, 1).await.unwrap().is_none());
+        let page = store.turns(&ANYONE, id, None, Direction::Asc, None, 10).await.unwrap();
         assert!(page.items.is_empty());
 
         store.finish_erasures(Timestamp::from_millis(1000), 10).await.unwrap();
         let left = "SELECT (SELECT COUNT(*) FROM turns), (SELECT COUNT(*) FROM facts), (SELECT COUNT(*) FROM erasures)";
-        let counts: (i64, i64, i64) = store.database().read(left).one().await.unwrap();
+        let counts: (i64, i64, i64) = store.database().read(atlus::store::db::Reach::Everybody, left).one().await.unwrap();
         assert_eq!(counts, (1200, 2, 1));
         store.finish_erasures(Timestamp::from_millis(1001), 10).await.unwrap();
-        let counts: (i64, i64, i64) = store.database().read(left).one().await.unwrap();
+        let counts: (i64, i64, i64) = store.database().read(atlus::store::db::Reach::Everybody, left).one().await.unwrap();
         assert_eq!(counts, (0, 1, 0));
     }
 
@@ -171,22 +174,22 @@ on_both! {
         let old = || Session { ended_at: Some(NOW), ..Session::new(UserId::default(), NOW) };
         let (stays, goes) = (old(), old());
         for session in [&stays, &goes] {
-            store.insert_session(Caller::ANYONE, session.clone(), None).await.unwrap();
+            store.insert_session(&ANYONE, session.clone(), None).await.unwrap();
         }
         let cutoffs = Cutoffs { any: NOW + Duration::from_secs(1), temporary: NOW };
         assert_eq!(store.sessions_to_remove(cutoffs, 10).await.unwrap().len(), 2);
         let reopened = SessionPatch { is_active: Some(true), ..SessionPatch::default() };
-        store.update_session(Caller::ANYONE, stays.id, reopened, None, NOW).await.unwrap().unwrap();
+        store.update_session(&ANYONE, stays.id, reopened, None, NOW).await.unwrap().unwrap();
         for (session, outcome) in [(stays, Deleted::Changed), (goes, Deleted::Gone)] {
             let only_if = Some(OnlyIf::Old(cutoffs));
-            let deleted = store.delete_session(Caller::ANYONE, session.id, only_if, NOW).await.unwrap();
+            let deleted = store.delete_session(&ANYONE, session.id, only_if, NOW).await.unwrap();
             assert_eq!(deleted, outcome);
         }
     }
 
     async fn a_binary_too_old_for_the_schema_says_so_and_changes_nothing(database: Database) {
         let store = database.store().await;
-        let mut tx = store.database().begin().await.unwrap();
+        let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         tx.sql("UPDATE schema_info SET minimum_binary = '99.1.0'").run().await.unwrap();
         tx.commit().await.unwrap();
         for refusal in [
@@ -200,7 +203,7 @@ on_both! {
 
     async fn a_binary_that_still_fits_runs_on_a_newer_schema(database: Database) {
         let store = database.store().await;
-        let mut tx = store.database().begin().await.unwrap();
+        let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
         tx.sql("INSERT INTO _sqlx_migrations (version, description, installed_on, success, checksum, execution_time) \
                 SELECT 9999, 'of a later release', installed_on, success, checksum, execution_time FROM _sqlx_migrations \
                 WHERE version = 1")
@@ -211,7 +214,7 @@ on_both! {
         let other = database.store().await;
         let id = session(&other).await;
         // Also through statements that were prepared before.
-        assert!(store.session(Caller::ANYONE, id).await.unwrap().is_some());
+        assert!(store.session(&ANYONE, id).await.unwrap().is_some());
     }
 
     async fn instances_that_start_together_migrate_once(database: Database) {
@@ -238,7 +241,7 @@ on_both! {
 async fn sqlite_is_set_up_to_survive_a_power_cut_and_to_overwrite_what_is_deleted() {
     let database = Database::on(atlus::store::Kind::Sqlite).await;
     let store = database.store().await;
-    let mut tx = store.database().begin().await.unwrap();
+    let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     let pragmas = [
         ("PRAGMA journal_mode", "wal"),
         ("PRAGMA synchronous", "2"),
@@ -274,11 +277,12 @@ async fn writes_that_come_together_share_transactions() {
     let database = Database::on(atlus::store::Kind::Postgres).await;
     let store = database.store().await;
     let sessions = (0..200).map(|_| Session::new(UserId::default(), NOW));
-    let writes = sessions.map(|session| store.insert_session(Caller::ANYONE, session, None));
+    let writes = sessions.map(|session| store.insert_session(&ANYONE, session, None));
     futures_util::future::join_all(writes).await.into_iter().for_each(|outcome| outcome.unwrap());
     // Each row names the transaction that wrote it.
     let transactions = "SELECT COUNT(DISTINCT xmin::text) FROM sessions";
-    let (transactions,): (i64,) = store.database().read(transactions).one().await.unwrap();
+    let (transactions,): (i64,) =
+        store.database().read(atlus::store::db::Reach::Everybody, transactions).one().await.unwrap();
     assert!(transactions < 50, "{transactions} transactions for 200 writes");
 }
 
@@ -292,7 +296,8 @@ async fn tls_is_as_the_url_says() {
         settings.url = format!("{}?{parameters}", database.direct).parse().unwrap();
         let store = Store::connect(&settings).await?;
         let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-        let (encrypted,): (bool,) = store.database().read(encrypted).one().await.unwrap();
+        let (encrypted,): (bool,) =
+            store.database().read(atlus::store::db::Reach::Everybody, encrypted).one().await.unwrap();
         Ok::<_, ConnectError>(encrypted)
     };
     assert!(!connect("sslmode=disable").await.unwrap());
@@ -308,7 +313,11 @@ async fn a_statement_that_takes_too_long_is_given_up() {
     let mut settings = database.settings();
     settings.statement_timeout = Duration::from_millis(100);
     let store = Store::connect(&settings).await.unwrap();
-    let slow = store.database().read("SELECT 1::BIGINT FROM pg_sleep(30)").one::<(i64,)>().await;
+    let slow = store
+        .database()
+        .read(atlus::store::db::Reach::Everybody, "SELECT 1::BIGINT FROM pg_sleep(30)")
+        .one::<(i64,)>()
+        .await;
     assert!(matches!(store::Error::from(slow.unwrap_err()), store::Error::Unavailable(_)));
     store.ping().await.unwrap();
 }
