@@ -103,6 +103,11 @@ pub struct Settings {
     #[arg(long, env = "ATLUS_MEMORY_EXTRACT", hide_env_values = true)]
     memory_extract: Option<String>,
 
+    /// The tokens that a user may use in a day (UTC), shown to models and answered by them, also in the background; a
+    /// message is refused once they are used up. Unset: as many as they like
+    #[arg(long, env = "ATLUS_TOKENS_PER_USER_DAY", hide_env_values = true)]
+    tokens_per_user_day: Option<String>,
+
     /// How long inactive sessions are kept, e.g. 90d; unset: for ever. Temporary ones are kept 7 days
     #[arg(long, env = "ATLUS_RETENTION", hide_env_values = true)]
     retention: Option<String>,
@@ -228,6 +233,8 @@ impl Settings {
             context_tokens: problems.within("ATLUS_CONTEXT_TOKENS", &self.context_tokens, 256, 10_000_000),
             context_turns: problems.within("ATLUS_CONTEXT_TURNS", &self.context_turns, 0, 1000),
             extract: self.extract(&mut problems),
+            tokens_per_user_day: given(self.tokens_per_user_day.as_ref())
+                .map(|tokens| problems.within("ATLUS_TOKENS_PER_USER_DAY", tokens, 1, i64::MAX)),
             max_message_chars: problems
                 .within("ATLUS_MAX_MESSAGE_CHARS", &self.max_message_chars, 1, 10_000_000),
             model_timeout,

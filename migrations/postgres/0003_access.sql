@@ -15,12 +15,13 @@ CREATE UNLOGGED TABLE rate_windows (
 );
 CREATE INDEX rate_windows_ended ON rate_windows (ends_at);
 
--- The tokens that a user has used on a day (days since 1970-01-01, UTC), where there is a budget.
-CREATE TABLE token_days (
+-- The tokens that pieces of work have used of a user's budget on a day (days since 1970-01-01, UTC), where there is one.
+CREATE TABLE token_uses (
     tenant_id BIGINT NOT NULL,
     user_id   TEXT COLLATE "C" NOT NULL,
     day       BIGINT NOT NULL,
+    work      BIGINT NOT NULL, -- random
     tokens    BIGINT NOT NULL,
-    PRIMARY KEY (tenant_id, user_id, day)
+    PRIMARY KEY (tenant_id, user_id, day, work)
 );
-CREATE INDEX token_days_old ON token_days (day);
+CREATE INDEX token_uses_old ON token_uses (day);

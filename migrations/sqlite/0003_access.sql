@@ -15,12 +15,13 @@ CREATE TABLE rate_windows (
 ) STRICT;
 CREATE INDEX rate_windows_ended ON rate_windows (ends_at);
 
--- The tokens that a user has used on a day (days since 1970-01-01, UTC), where there is a budget.
-CREATE TABLE token_days (
+-- The tokens that pieces of work have used of a user's budget on a day (days since 1970-01-01, UTC), where there is one.
+CREATE TABLE token_uses (
     tenant_id INTEGER NOT NULL,
     user_id   TEXT NOT NULL,
     day       INTEGER NOT NULL,
+    work      INTEGER NOT NULL, -- random
     tokens    INTEGER NOT NULL,
-    PRIMARY KEY (tenant_id, user_id, day)
+    PRIMARY KEY (tenant_id, user_id, day, work)
 ) STRICT;
-CREATE INDEX token_days_old ON token_days (day);
+CREATE INDEX token_uses_old ON token_uses (day);

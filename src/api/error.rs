@@ -182,6 +182,13 @@ impl ApiError {
                 let busy = Self::new(Code::SessionBusy, message).retry_after(Duration::from_secs(1));
                 Self { details: vec![detail], ..busy }
             }
+            chat::Error::OverBudget { budget, resets_in } => {
+                let message = format!(
+                    "This user has used the {budget} tokens of the day; the next day begins in {} seconds",
+                    resets_in.as_secs()
+                );
+                Self::new(Code::TokenBudgetExceeded, message).retry_after(resets_in)
+            }
             chat::Error::Cancelled => Self::turn_cancelled(),
             chat::Error::Interrupted => {
                 let message = "The server was held up for so long that the turn was given up; send it again";

@@ -86,7 +86,7 @@ pub struct OperationsApi(pub Arc<App>);
 impl OperationsApi {
     /// Service card
     #[oai(path = "/", method = "get", operation_id = "getServiceCard")]
-    async fn card(&self, _caller: Caller) -> Found<ServiceCard> {
+    async fn card(&self, _caller: Caller) -> Result<Found<ServiceCard>, ApiError> {
         let card = ServiceCard {
             service: SERVICE.to_owned(),
             version: VERSION.to_owned(),
@@ -94,7 +94,7 @@ impl OperationsApi {
             openapi: "/openapi.json".to_owned(),
             health: "/api/v1/health".to_owned(),
         };
-        found(card, self.0.clock.now())
+        Ok(found(card, self.0.clock.now()))
     }
 
     /// Health

@@ -13,12 +13,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     ChatSettings,
     facts::{self, Extract},
+    meter::Metered,
     summary::Due,
 };
 use crate::{
-    domain::{caller::TenantId, ids::SessionId, session::UserId},
+    domain::{
+        caller::TenantId,
+        clock::Clock,
+        ids::{self, SessionId},
+        session::UserId,
+    },
     model::Model,
-    store::{Completion, Store, TurnKey},
+    store::{Account, Completion, Store, TurnKey},
 };
 
 /// Works at once: few, since they ask the same model as chats do.
@@ -33,6 +39,9 @@ struct Parts {
     store: Store,
     model: Arc<dyn Model>,
     extract: Extract,
+    /// Whether users have a budget of tokens, off which what is done here is taken.
+    budgets: bool,
+    clock: Arc<dyn Clock>,
     /// Tokens that a summary may have.
     summary_tokens: i64,
     time: Duration,
@@ -45,11 +54,19 @@ struct Parts {
 }
 
 impl Afterwards {
-    pub fn new(store: Store, model: Arc<dyn Model>, settings: &ChatSettings, tasks: TaskTracker) -> Self {
+    pub fn new(
+        store: Store,
+        model: Arc<dyn Model>,
+        clock: Arc<dyn Clock>,
+        settings: &ChatSettings,
+        tasks: TaskTracker,
+    ) -> Self {
         Self(Arc::new(Parts {
             store,
             model,
             extract: settings.extract,
+            budgets: settings.tokens_per_user_day.is_some(),
+            clock,
             summary_tokens: (settings.context_tokens / 10).clamp(32, 1000),
             time: settings.model_timeout,
             tasks,
@@ -78,12 +95,14 @@ impl Afterwards {
                     return;
                 };
                 let Ok(_turn) = parts.at_once.acquire().await else { return };
+                let metered = Metered::new(&*parts.model);
                 if stated {
-                    parts.learn(key, &completion).await;
+                    parts.learn(key, &completion, &metered).await;
                 }
                 if let Some(due) = due {
-                    parts.summarise(due).await;
+                    parts.summarise(due, &metered).await;
                 }
+                parts.charge(key.tenant, &completion.user, metered.spent()).await;
             };
             // A server that stops does not wait for this.
             tokio::select! {
@@ -116,8 +135,19 @@ impl Parts {
         self.summarised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn learn(&self, key: TurnKey, completion: &Completion) {
-        let facts = facts::by_model(&*self.model, &completion.message, self.time).await;
+    async fn charge(&self, tenant: TenantId, user: &UserId, tokens: i64) {
+        if !self.budgets || tokens == 0 {
+            return;
+        }
+        let (user, at) = (user.clone(), self.clock.now());
+        let account = Account { tenant, user, at, work: ids::random_bits() };
+        if let Err(error) = self.store.charge(&account, tokens).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "tokens not charged");
+        }
+    }
+
+    async fn learn(&self, key: TurnKey, completion: &Completion, model: &dyn Model) {
+        let facts = facts::by_model(model, &completion.message, self.time).await;
         if facts.is_empty() {
             return;
         }
@@ -126,9 +156,8 @@ impl Parts {
         }
     }
 
-    async fn summarise(&self, due: Due) {
-        let model =
-            (self.extract != Extract::Off && self.model.follows_instructions()).then_some(&*self.model);
+    async fn summarise(&self, due: Due, model: &dyn Model) {
+        let model = (self.extract != Extract::Off && model.follows_instructions()).then_some(model);
         if let Err(error) = due.work(&self.store, model, self.summary_tokens, self.time).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "summary not kept");
         }

@@ -23,6 +23,7 @@ use super::{
     facts::{self, Extract},
     follow::{Follower, Listening},
     live::{Entered, Live, Reader, Running},
+    meter::Metered,
     queue::{Place, Queue},
     recall::recall,
     summary::Due,
@@ -39,8 +40,8 @@ use crate::{
     },
     model::{Ask, Model, Options, Reply},
     store::{
-        self, Admission, Admitted, Appendix, Cancelled, Claim, Completion, Destination, Ended, Ending,
-        Material, NotAdmitted, RememberTurns, Store, TurnKey,
+        self, Account, Admission, Admitted, Appendix, Cancelled, Claim, Completion, Destination, Ended,
+        Ending, Material, NotAdmitted, RememberTurns, Store, TurnKey,
     },
 };
 
@@ -66,6 +67,8 @@ pub struct ChatSettings {
     pub context_turns: usize,
     /// How facts are learnt.
     pub extract: Extract,
+    /// The tokens that a user may use in a day, UTC; as many as they like if absent.
+    pub tokens_per_user_day: Option<i64>,
     /// The longest message, in Unicode scalar values.
     pub max_message_chars: usize,
     /// The model's time for a whole answer, retries included.
@@ -172,7 +175,8 @@ impl Engine {
     pub fn new(store: Store, model: Arc<dyn Model>, clock: Arc<dyn Clock>, settings: ChatSettings) -> Self {
         let (queue, live, tasks) = (Queue::default(), Live::default(), TaskTracker::new());
         let places = Arc::new(Semaphore::new(MAX_CHATS));
-        let afterwards = Afterwards::new(store.clone(), model.clone(), &settings, tasks.clone());
+        let afterwards =
+            Afterwards::new(store.clone(), model.clone(), clock.clone(), &settings, tasks.clone());
         Self(Arc::new(Parts { store, model, clock, settings, queue, live, tasks, places, afterwards }))
     }
 
@@ -279,7 +283,7 @@ impl Engine {
         loop {
             match parts.store.append_turns(caller, appendix.clone()).await? {
                 Ok(turns) => return Ok(turns),
-                Err(NotAdmitted::Invalid) => return Err(Error::InvalidSession),
+                Err(NotAdmitted::Invalid | NotAdmitted::OverBudget) => return Err(Error::InvalidSession),
                 Err(NotAdmitted::Busy { turn }) => {
                     if !parts.clear_expired(session).await? {
                         return Err(Error::Busy { turn });
@@ -395,8 +399,9 @@ impl Parts {
         let (request_id, received, stream) = (chat.request_id.clone(), chat.received, chat.stream);
         let claim = remember.as_ref().map(|remember| remember.claim.clone());
         let message = chat.message.clone();
+        let metered = Metered::new(&*self.model);
         let outcome = tokio::select! {
-            outcome = self.ask(key, chat, &entered.running) => outcome,
+            outcome = self.ask(key, chat, &metered, &entered.running) => outcome,
             () = self.keep_lease(key, claim) => Err(Error::Interrupted),
             () = entered.running.cancelled.cancelled() => Err(Error::Cancelled),
             () = self.keep_pieces(key, &entered.running), if stream => Err(Error::Interrupted),
@@ -404,7 +409,11 @@ impl Parts {
         let execution = received.elapsed();
         let (reply, due) = match outcome {
             Ok(replied) => replied,
-            Err(error) => return Err(self.fail(key, error, execution).await),
+            Err(error) => {
+                let spent = metered.spent() + tokens::count(&entered.running.text_from(0));
+                self.charge(key, &admitted, spent).await;
+                return Err(self.fail(key, error, execution).await);
+            }
         };
         let answered = Answered {
             response: reply.text,
@@ -426,6 +435,7 @@ impl Parts {
             response_tokens: tokens::count(&answered.response),
             model: answered.model.clone(),
             usage: answered.usage,
+            charge: self.settings.tokens_per_user_day.map(|_| metered.spent()),
         };
         let completion = Arc::new(completion);
         let ending = Ending::Completed(completion.clone());
@@ -438,6 +448,18 @@ impl Parts {
             Err(error @ store::Error::Unavailable(_)) => Err(error.into()),
             // The answer cannot be kept; the session must not wait for the lease.
             Err(error) => Err(self.fail(key, error.into(), execution).await),
+        }
+    }
+
+    /// Takes what an unanswered message has cost off its user's budget.
+    async fn charge(&self, key: TurnKey, admitted: &Admitted, tokens: i64) {
+        if self.settings.tokens_per_user_day.is_none() || tokens == 0 {
+            return;
+        }
+        let (user, at) = (admitted.user.clone(), admitted.created_at);
+        let account = Account { tenant: key.tenant, user, at, work: key.lease_token };
+        if let Err(error) = self.store.charge(&account, tokens).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "tokens not charged");
         }
     }
 
@@ -502,6 +524,7 @@ impl Parts {
             interrupt: chat.on_busy == OnBusy::Interrupt,
             wait: chat.on_busy == OnBusy::Queue,
             claim: claim.cloned(),
+            budget: self.settings.tokens_per_user_day,
         };
         let mut failures = 0;
         loop {
@@ -515,6 +538,10 @@ impl Parts {
                     return Ok((key, admitted, place));
                 }
                 Ok(Err(NotAdmitted::Invalid)) => return Err(Error::InvalidSession),
+                Ok(Err(NotAdmitted::OverBudget)) => {
+                    let budget = self.settings.tokens_per_user_day.unwrap_or_default();
+                    return Err(Error::OverBudget { budget, resets_in: admission.now.left_of_day() });
+                }
                 Ok(Err(NotAdmitted::Busy { turn })) => {
                     if self.clear_expired(session).await? {
                         continue;
@@ -587,6 +614,7 @@ impl Parts {
         &self,
         key: TurnKey,
         chat: Chat,
+        model: &dyn Model,
         listener: &Arc<Running>,
     ) -> Result<(Reply, Option<Due>), Error> {
         let deadline = tokio::time::Instant::now() + self.settings.model_timeout;
@@ -598,7 +626,7 @@ impl Parts {
         let context = self.assemble(session, &material, Some(&chat.message), budget).await;
         let due = Due::after(session, &material, context.first_turn);
         let ask = Ask { messages: context.messages, options: chat.options, stream: chat.stream, deadline };
-        Ok((self.model.reply(&ask, &**listener).await?, due))
+        Ok((model.reply(&ask, &**listener).await?, due))
     }
 
     fn budget(&self) -> Budget {
@@ -736,6 +764,7 @@ impl Error {
             Self::MessageTooLong { .. } => "MESSAGE_TOO_LONG",
             Self::Recorded { code, .. } => code,
             Self::Busy { .. } => "SESSION_BUSY",
+            Self::OverBudget { .. } => "TOKEN_BUDGET_EXCEEDED",
             Self::Cancelled => "TURN_CANCELLED",
             Self::Interrupted => "INTERRUPTED",
             Self::Overloaded | Self::Model(Model::Overloaded) => "OVERLOADED",

@@ -6,6 +6,7 @@ mod engine;
 mod facts;
 mod follow;
 pub(crate) mod live;
+mod meter;
 mod queue;
 mod recall;
 mod summary;
@@ -15,6 +16,8 @@ pub use engine::{Answered, Chat, ChatSettings, Engine, Followed, OnBusy, Preview
 pub use facts::Extract;
 pub use follow::Listening;
 pub use live::Heard;
+
+use std::time::Duration;
 
 use crate::{model, store};
 
@@ -39,6 +42,9 @@ pub enum Error {
     /// Too many messages are being worked on.
     #[error("too many messages are being worked on")]
     Overloaded,
+    /// The user has used all the tokens of the day.
+    #[error("the user has used the day's {budget} tokens")]
+    OverBudget { budget: i64, resets_in: Duration },
     /// What the record of a turn says that ended before it was listened to.
     #[error("{message}")]
     Recorded { code: String, message: String },

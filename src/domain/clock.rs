@@ -21,7 +21,20 @@ impl Timestamp {
     pub const fn as_millis(self) -> i64 {
         self.0
     }
+
+    /// Days since 1970-01-01, UTC.
+    pub const fn day(self) -> i64 {
+        self.0.div_euclid(DAY)
+    }
+
+    /// How long this day, UTC, still lasts.
+    pub fn left_of_day(self) -> Duration {
+        Duration::from_millis((DAY - self.0.rem_euclid(DAY)).unsigned_abs())
+    }
 }
+
+/// A day in milliseconds.
+const DAY: i64 = 24 * 60 * 60 * 1000;
 
 impl fmt::Display for Timestamp {
     /// RFC 3339, UTC, three digits of a second, `Z`: `2024-01-01T12:00:00.000Z`.

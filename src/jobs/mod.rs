@@ -1,5 +1,6 @@
 //! What happens by itself. Every instance runs every job; they work in small batches and do not mind each other.
 
+pub mod budgets;
 pub mod cancellations;
 pub mod erasures;
 pub mod keys;
@@ -35,6 +36,7 @@ pub async fn run(app: Arc<App>, schedule: Schedule) {
         every(&app, schedule.seldom, "erased users", || erasures::forget_erased_users(&app)),
         every(&app, schedule.seldom, "search", || search::index_old_turns(&app)),
         every(&app, schedule.seldom, "keys", || keys::forget_old_keys(&app)),
+        every(&app, schedule.seldom, "budgets", || budgets::forget_old_days(&app)),
         every(&app, schedule.seldom, "key uses", || keys::note_uses(&app)),
         every(&app, schedule.often, "cancellations", || cancellations::listen(&app)),
     );

@@ -98,6 +98,8 @@ impl Store {
         }
         let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
         let facts = tx.sql(forget).bind(tenant).bind(user).run().await?;
+        let uses = "DELETE FROM token_uses WHERE tenant_id = $1 AND user_id = $2";
+        tx.sql(uses).bind(tenant).bind(user).run().await?;
         let revoke = "DELETE FROM api_keys WHERE tenant_id = $1 AND user_id = $2";
         let keys = tx.sql(revoke).bind(tenant).bind(user).run().await?;
         tx.commit().await?;

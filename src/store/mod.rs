@@ -2,6 +2,7 @@
 
 mod appends;
 mod archive;
+mod budgets;
 mod connect;
 mod context;
 pub mod db;
@@ -22,6 +23,7 @@ mod writer;
 
 pub use appends::{Appendix, RememberTurns};
 pub use archive::{Export, Import, Imported, NotExported, NotImported, What};
+pub use budgets::Account;
 pub use connect::{ConnectError, DatabaseSettings, DatabaseUrl, Kind, SchemaStatus};
 pub use context::{Material, PastTurn};
 pub use erasures::{Deleted, Erased, OnlyIf, Redacted};

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 /// The tables whose rows belong to tenants and hold what somebody said, or who somebody is.
 const TABLES: [&str; 8] = [
     "sessions", "turns", "turn_pieces", "session_memory", "facts", "idempotency_records", "api_keys",
-    "token_days",
+    "token_uses",
 ];
 
 /// The setting is read once per statement.

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Error, Result, Store,
+    Account, Error, Result, Store,
     db::{Reach, Tx},
     idempotency::Claim,
     memory,
@@ -56,6 +56,8 @@ pub struct Admission {
     pub wait: bool,
     /// The claim of the key that the message came with.
     pub claim: Option<Claim>,
+    /// The tokens that a user may use in a day.
+    pub budget: Option<i64>,
 }
 
 /// How long a session is kept for a waiting message that does not ask again.
@@ -94,6 +96,8 @@ pub enum NotAdmitted {
     Invalid,
     /// A turn is running, or another message waits for the session and comes first.
     Busy { turn: i64 },
+    /// The user has used the day's tokens up.
+    OverBudget,
 }
 
 /// A turn as its runner knows it.
@@ -126,6 +130,8 @@ pub struct Completion {
     pub usage: Option<Usage>,
     /// What the message says about its user.
     pub learnt: Learnt,
+    /// The tokens that are taken off the user's budget, where there is one.
+    pub charge: Option<i64>,
 }
 
 /// What became of an attempt to end a turn.
@@ -322,6 +328,13 @@ impl Write for Admit {
             insert.apply(tx).await?;
         }
         let clock = tx.clock().await?;
+        if self.is_over_budget(tx).await? {
+            // What is wrong with the session comes first; and a turn that was admitted before is one.
+            return Ok(match self.why_not(tx).await? {
+                Err(NotAdmitted::Busy { .. }) => Err(NotAdmitted::OverBudget),
+                outcome => outcome,
+            });
+        }
         if let Some(numbered) = self.number(tx, clock).await? {
             return self.begin(tx, clock, numbered, None).await.map(Ok);
         }
@@ -360,6 +373,25 @@ impl Admit {
             Destination::Existing { user, .. } => user.as_ref(),
             Destination::New(_) => None,
         }
+    }
+
+    /// Whether the session's user has no tokens left today. A session that is not the caller's has no user here.
+    async fn is_over_budget(&self, tx: &mut Tx) -> Result<bool> {
+        let Some(budget) = self.admission.budget else { return Ok(false) };
+        let owner = match &self.admission.session {
+            Destination::New(session) => Some((session.user_id.clone(),)),
+            Destination::Existing { id, .. } => {
+                let owner = "SELECT user_id FROM sessions WHERE session_id = $1 AND tenant_id = $2";
+                tx.sql(owner).bind(*id).bind(self.caller.tenant).of(&self.caller).optional().await?
+            }
+        };
+        let Some((user,)) = owner else { return Ok(false) };
+        Ok(self.account(user).used(tx).await? >= budget)
+    }
+
+    fn account(&self, user: UserId) -> Account {
+        let Admission { now, lease_token, .. } = self.admission;
+        Account { tenant: self.caller.tenant, user, at: now, work: lease_token }
     }
 
     /// Takes the session's next number if the session is active, free, and kept for nobody else: the number, whether
@@ -407,6 +439,10 @@ impl Admit {
         .bind(clock + admission.lease)
         .run()
         .await?;
+        if admission.budget.is_some() {
+            // At least; the rest is known once the model has answered.
+            self.account(user.clone()).charge(tx, admission.message_tokens).await?;
+        }
         if let Some(claim) = &admission.claim {
             claim.link(tx, (id, turn), clock + admission.lease).await?;
         }
@@ -521,6 +557,10 @@ impl Write for End {
         if let (Some(entry), Some(done)) = (&self.entry, answer) {
             search::index(tx, (tenant, &done.user, session), std::slice::from_ref(entry)).await?;
             memory::learn(tx, (tenant, &done.user), (session, turn), done.created_at, &done.learnt).await?;
+            if let Some(tokens) = done.charge {
+                let (user, at) = (done.user.clone(), done.created_at);
+                Account { tenant, user, at, work: lease_token }.charge(tx, tokens).await?;
+            }
         }
         if self.has_pieces {
             drop_pieces(tx, session, tenant, turn).await?;

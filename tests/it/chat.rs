@@ -38,6 +38,7 @@ pub async fn abandoned_turn(store: &Store, session: &str, lease: Duration) -> Tu
         interrupt: false,
         wait: false,
         claim: None,
+        budget: None,
     };
     let admitted = store.admit_turn(&Caller::ANYONE, admission).await.unwrap().unwrap();
     TurnKey { tenant: Caller::ANYONE.tenant, session: id, turn: admitted.turn, lease_token }

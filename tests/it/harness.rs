@@ -221,6 +221,7 @@ pub fn completion(response: &str) -> Ending {
         model: "m".to_owned(),
         usage: None,
         learnt: Learnt::default(),
+        charge: None,
     }))
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod archive;
+mod budgets;
 mod chat;
 mod context;
 mod erasure;

@@ -37,6 +37,7 @@ fn admission(session: Destination, lease_token: i64) -> Admission {
         interrupt: false,
         wait: false,
         claim: None,
+        budget: None,
     }
 }
 
