@@ -8,10 +8,9 @@ CREATE INDEX api_keys_by_user ON api_keys (tenant_id, user_id) WHERE user_id IS 
 -- How many calls the instances have taken for themselves out of a client's window. A digest names the client. Nothing
 -- is lost with it but the count of a minute, so it is not in the log of the database.
 CREATE UNLOGGED TABLE rate_windows (
-    bucket     BIGINT NOT NULL PRIMARY KEY,
-    started_at BIGINT NOT NULL, -- by the database's clock
-    ends_at    BIGINT NOT NULL,
-    taken      BIGINT NOT NULL
+    bucket  BIGINT NOT NULL PRIMARY KEY,
+    ends_at BIGINT NOT NULL, -- by the database's clock
+    taken   BIGINT NOT NULL
 );
 CREATE INDEX rate_windows_ended ON rate_windows (ends_at);
 

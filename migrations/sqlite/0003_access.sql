@@ -8,10 +8,9 @@ CREATE INDEX api_keys_by_user ON api_keys (tenant_id, user_id) WHERE user_id IS 
 -- How many calls the instances have taken for themselves out of a client's window; used on Postgres only. A digest names
 -- the client.
 CREATE TABLE rate_windows (
-    bucket     INTEGER NOT NULL PRIMARY KEY,
-    started_at INTEGER NOT NULL, -- by the database's clock
-    ends_at    INTEGER NOT NULL,
-    taken      INTEGER NOT NULL
+    bucket  INTEGER NOT NULL PRIMARY KEY,
+    ends_at INTEGER NOT NULL, -- by the database's clock
+    taken   INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX rate_windows_ended ON rate_windows (ends_at);
 
