@@ -5,6 +5,7 @@ pub mod cancellations;
 pub mod erasures;
 pub mod keys;
 pub mod leases;
+pub mod rates;
 pub mod retention;
 pub mod search;
 
@@ -38,6 +39,7 @@ pub async fn run(app: Arc<App>, schedule: Schedule) {
         every(&app, schedule.seldom, "keys", || keys::forget_old_keys(&app)),
         every(&app, schedule.seldom, "budgets", || budgets::forget_old_days(&app)),
         every(&app, schedule.seldom, "key uses", || keys::note_uses(&app)),
+        every(&app, schedule.seldom, "rates", || rates::remove_ended_windows(&app)),
         every(&app, schedule.often, "cancellations", || cancellations::listen(&app)),
     );
 }

@@ -14,6 +14,7 @@ mod keys;
 mod memory;
 mod migrate;
 mod row_security;
+mod rates;
 mod search;
 mod sessions;
 mod tenants;
@@ -32,6 +33,7 @@ pub use forks::NotForked;
 pub use idempotency::{Claim, Claimed, IdempotencyKey};
 pub use keys::HashedKey;
 pub use memory::Summary;
+pub use rates::Share;
 pub use search::{Excerpt, Hit, OldTurn, Search};
 pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
 pub use turns::{

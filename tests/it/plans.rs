@@ -29,9 +29,9 @@ use crate::harness::{Database, Server, on_both};
 const NOW: Timestamp = Timestamp::from_millis(1_704_110_400_000);
 
 /// Tables that grow with what is said. `erasures` and `user_erasures` do not: they hold what is being deleted.
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 9] = [
     "sessions", "turns", "session_memory", "facts", "idempotency_records", "search_entries", "turn_pieces",
-    "api_keys",
+    "api_keys", "rate_windows",
 ];
 
 /// What is sent for a call.
@@ -117,6 +117,7 @@ async fn filled(server: &Server) -> SessionId {
             "INSERT INTO idempotency_records (tenant_id, user_id, idempotency_key, request_hash, session_id, lease_token, \
                  lease_expires_at, created_at, expires_at) \
              SELECT 1, '', 'k' || i, '', i, i, i, i, 4000000000000 + i FROM generate_series(1, 5000) i",
+            "INSERT INTO rate_windows (bucket, ends_at, taken) SELECT i, 4000000000000 + i, 1 FROM generate_series(1, 5000) i",
             "ANALYZE",
         ] {
             server.run_sql(many).await;
@@ -275,14 +276,17 @@ on_both! {
         server.run_sql(begun).await;
         // Planned with the limit in sight, and a small part of all keys: else it would guess that a tenth of them is
         // to go, and reading them all were better indeed.
-        let forget_keys = sent(store.forget_keys(500)).await;
-        let forget_keys = forget_keys.iter().map(|text| text.replace("LIMIT $2", "LIMIT 5")).collect();
+        let few = |sent: Vec<String>| sent.iter().map(|text| text.replace("LIMIT $2", "LIMIT 5")).collect();
+        let forget_keys = few(sent(store.forget_keys(500)).await);
+        let remove_windows = few(sent(store.remove_ended_windows(500)).await);
         let cutoffs = Cutoffs { any: NOW, temporary: NOW + Duration::from_secs(1) };
         let all = [
             ("expired turns", sent(store.expired_turns(None, 100)).await),
             ("expired turns of one", sent(store.expired_turns(Some(SessionId::random()), 1)).await),
             ("sessions to remove", sent(store.sessions_to_remove(cutoffs, 100)).await),
             ("forget keys", forget_keys),
+            ("remove windows", remove_windows),
+            ("take share", sent(store.take_share(1, 1, 1, Duration::from_secs(1))).await),
             ("forget user erasures", sent(store.forget_user_erasures(Duration::ZERO)).await),
             ("finish erasures", sent(store.finish_erasures(NOW, 100)).await),
         ];
