@@ -1,4 +1,7 @@
-//! Who calls: what a caller shows is turned into a [`Caller`].
+//! Who calls: what a caller shows is turned into a [`Caller`], and how often they call is counted.
+
+pub mod address;
+pub mod rate;
 
 use std::{
     collections::HashMap,
