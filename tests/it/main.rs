@@ -22,6 +22,7 @@ mod operations;
 mod pages;
 mod plans;
 mod processes;
+mod rates;
 mod schema;
 mod search;
 mod sessions;
