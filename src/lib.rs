@@ -6,7 +6,7 @@
 pub mod api;
 /// The wired parts.
 pub mod app;
-/// Who calls.
+/// Who calls, from where, and how often they may.
 pub mod auth;
 /// What happens to a message.
 pub mod chat;

@@ -1,6 +1,8 @@
 //! Who calls: what a caller shows is turned into a [`Caller`], and how often they call is counted.
 
 pub mod address;
+mod jwks;
+pub mod jwt;
 pub mod rate;
 
 use std::{

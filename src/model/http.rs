@@ -31,9 +31,13 @@ pub fn client(base: &Url) -> ClientBuilder {
         .redirect(redirect::Policy::none())
         .user_agent(concat!("atlus/", env!("CARGO_PKG_VERSION")));
     // A proxy from the environment is for the world outside.
-    let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let local = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-    if local { client.no_proxy() } else { client }
+    if is_local(base) { client.no_proxy() } else { client }
+}
+
+/// Whether a URL names this machine: `localhost` or a loopback address.
+pub fn is_local(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// A server, and the key to it.

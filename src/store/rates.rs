@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Result, Store};
+use super::{Result, Store, db::Reach};
 use crate::domain::clock::Timestamp;
 
 /// What an instance got of a bucket's window.
@@ -20,7 +20,7 @@ impl Store {
     /// Takes `share` of the `limit` calls of a bucket's window, or what is left of them. A window that is over is
     /// followed by a new one, which begins now.
     pub async fn take_share(&self, bucket: i64, share: u32, limit: u32, window: Duration) -> Result<Share> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(Reach::Everybody).await?;
         let now = tx.clock().await?;
         // What is taken beyond the limit tells nobody anything, so the count may run past it.
         let (taken, ends_at): (i64, Timestamp) = tx
@@ -46,7 +46,7 @@ impl Store {
 
     /// Removes up to `limit` windows that are over; how many.
     pub async fn remove_ended_windows(&self, limit: i64) -> Result<u64> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.db.begin(Reach::Everybody).await?;
         let now = tx.clock().await?;
         // Asked twice, since a window may begin anew between the two.
         let removed = tx

@@ -51,7 +51,7 @@ fn http_is_known_to_the_outer_rooms_alone() {
     for word in ["poem::", "use poem", "poem_openapi"] {
         only_in(word, &["api/", "middleware/", "server.rs"]);
     }
-    only_in("reqwest", &["model/", "cli/", "config.rs"]);
+    only_in("reqwest", &["auth/", "model/", "cli/", "config.rs"]);
 }
 
 #[test]
@@ -59,12 +59,16 @@ fn rooms_use_those_below_them_only() {
     let below = [
         (
             "domain/",
-            &["store", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"][..],
+            &[
+                "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli",
+                "config",
+            ][..],
         ),
-        ("store/", &["model", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
-        ("model/", &["store", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
-        ("chat/", &["jobs", "api", "middleware", "server", "app", "cli", "config"]),
-        ("jobs/", &["api", "middleware", "server", "cli", "config"]),
+        ("store/", &["auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
+        ("model/", &["store", "auth", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
+        ("auth/", &["chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
+        ("chat/", &["auth", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
+        ("jobs/", &["auth", "api", "middleware", "server", "cli", "config"]),
         ("api/", &["jobs", "middleware", "server", "cli", "config"]),
         ("middleware/", &["jobs", "server", "cli", "config", "store"]),
     ];

@@ -14,6 +14,7 @@ mod harness;
 mod house;
 mod idempotency;
 mod keys;
+mod jwt;
 mod learning;
 mod memory;
 mod models;
