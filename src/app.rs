@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, address::TrustedProxies, rate::Limiter},
     chat::Engine,
-    config::{Config, ModelConfig, Provider},
+    config::{AccessConfig, Config, ModelConfig, Provider},
     domain::clock::{Clock, SystemClock},
     model::{Model, anthropic::Anthropic, builtin::Builtin, calls::Calls, openai::OpenAi},
     store::{ConnectError, Store},
@@ -19,6 +19,10 @@ pub struct App {
     pub engine: Engine,
     /// Tells who calls; absent where everybody may.
     pub auth: Option<Authenticator>,
+    /// Counts calls; absent where anybody may call as often as they like.
+    pub limiter: Option<Limiter>,
+    /// Proxies whose word on a client's address is taken.
+    pub trusted_proxies: TrustedProxies,
     pub clock: Arc<dyn Clock>,
     /// Work that must finish though its client leaves.
     pub tasks: TaskTracker,
@@ -33,6 +37,8 @@ pub enum StartError {
     Database(#[from] ConnectError),
     #[error("{0}")]
     Model(String),
+    #[error("{0}")]
+    Access(String),
 }
 
 impl App {
@@ -47,9 +53,14 @@ impl App {
         Store::migrate(&config.database).await?;
         let store = Store::connect(&config.database).await?;
         let engine = Engine::new(store.clone(), model, clock.clone(), config.chat.clone());
-        let auth = config.auth_required.then(|| Authenticator::new(store.clone(), clock.clone()));
+        let AccessConfig { required, jwt, rate_limit, trusted_proxies } = config.access.clone();
+        let auth = match required {
+            true => Some(Authenticator::new(store.clone(), clock.clone(), jwt).map_err(StartError::Access)?),
+            false => None,
+        };
+        let limiter = rate_limit.map(|limit| Limiter::new(limit, &store));
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        Ok(Arc::new(Self { store, engine, auth, clock, tasks, stopping }))
+        Ok(Arc::new(Self { store, engine, auth, limiter, trusted_proxies, clock, tasks, stopping }))
     }
 
     /// Waits for turns and deletions under way, then closes the database.

@@ -3,12 +3,18 @@
 //! clap knows names, defaults and help; values are read here, all of them, so that one message names everything
 //! that is wrong.
 
+mod access;
+
 use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
 
 use clap::{Args, CommandFactory, Parser};
 use reqwest::Url;
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
+
+pub use access::AccessConfig;
+
+use access::AccessArgs;
 
 use crate::{
     chat::{ChatSettings, Extract},
@@ -25,11 +31,8 @@ pub struct Settings {
     #[arg(long, env = "ATLUS_LISTEN", default_value = "127.0.0.1:5000", hide_env_values = true)]
     listen: String,
 
-    /// Whether callers must show a key. `required`: all of them (`atlus keys create` makes one); `auto`: not while
-    /// listening on a loopback address, and on any other the server refuses to start; `off`: everybody who reaches the
-    /// server may read and change everything
-    #[arg(long, env = "ATLUS_AUTH", default_value = "auto", hide_env_values = true)]
-    auth: String,
+    #[command(flatten)]
+    access: AccessArgs,
 
     /// `sqlite://PATH` (created when missing) or `postgres://USER@HOST/DATABASE`; else DATABASE_URL
     /// [default: sqlite://atlus.db]
@@ -133,8 +136,7 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Config {
     pub listen: SocketAddr,
-    /// Whether callers must show a key.
-    pub auth_required: bool,
+    pub access: AccessConfig,
     pub database: DatabaseSettings,
     pub model: ModelConfig,
     pub chat: ChatSettings,
@@ -212,6 +214,7 @@ impl Settings {
     #[must_use]
     pub fn private(mut self) -> Self {
         "127.0.0.1:0".clone_into(&mut self.listen);
+        self.access.unlimited();
         self.log = given(self.log.as_ref()).or(Some("error")).map(str::to_owned);
         self
     }
@@ -224,7 +227,7 @@ impl Settings {
             given(Some(&self.listen)).unwrap_or("127.0.0.1:5000"),
             "must be an address and a port: 127.0.0.1:5000",
         );
-        let auth_required = self.auth_required(listen, &mut problems);
+        let access = self.access.read(listen, &mut problems);
         let database = self.database_settings(&mut problems);
         let model = self.model_config(&mut problems);
         let model_timeout = problems.duration("ATLUS_MODEL_TIMEOUT", &self.model_timeout);
@@ -259,7 +262,7 @@ impl Settings {
         let log = self.log_config(&mut problems);
         match (listen, database, model) {
             (Some(listen), Some(database), Some(model)) if problems.0.is_empty() => {
-                Ok(Config { listen, auth_required, database, model, chat, server, jobs, log })
+                Ok(Config { listen, access, database, model, chat, server, jobs, log })
             }
             _ => Err(ConfigError(problems.0)),
         }
@@ -287,22 +290,6 @@ impl Settings {
                 Extract::Rules
             }
         }
-    }
-
-    fn auth_required(&self, listen: Option<SocketAddr>, problems: &mut Problems) -> bool {
-        match self.auth.as_str() {
-            "required" => return true,
-            "off" => {}
-            "auto" if listen.is_none_or(|address| address.ip().is_loopback()) => {}
-            "auto" => problems.0.push(format!(
-                "ATLUS_LISTEN {} can be reached from other machines: set ATLUS_AUTH=required and make a key with \
-                 `atlus keys create --name first --scope read,write,admin`, or listen on 127.0.0.1, or set \
-                 ATLUS_AUTH=off to let everybody who reaches it read and change everything",
-                self.listen
-            )),
-            other => problems.0.push(format!("ATLUS_AUTH must be auto, required or off, not {other:?}")),
-        }
-        false
     }
 
     fn database_settings(&self, problems: &mut Problems) -> Option<DatabaseSettings> {

@@ -8,6 +8,7 @@ use std::{
 use poem::{FromRequest, Request, RequestBody, Result};
 
 use super::error::ApiError;
+use crate::auth::rate::Taken;
 use crate::domain::{
     caller::{Caller, TenantId},
     ids::RequestId,
@@ -26,12 +27,22 @@ pub struct Arrival {
 #[derive(Debug, Default)]
 pub struct Notes {
     caller: OnceLock<(TenantId, Option<KeyId>)>,
+    taken: OnceLock<Taken>,
 }
 
 impl Notes {
     pub(super) fn caller(&self, caller: &Caller) {
         // A request has one caller.
         let _ = self.caller.set((caller.tenant, caller.key));
+    }
+
+    pub(super) fn taken(&self, taken: Taken) {
+        let _ = self.taken.set(taken);
+    }
+
+    /// What became of the client's window of the rate limit, if the call was counted.
+    pub fn rate(&self) -> Option<&Taken> {
+        self.taken.get()
     }
 
     /// The tenant for whom the call was made, once that is known.

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use poem::http::{Method, StatusCode};
 
-use super::Arrival;
+use super::{Arrival, error::Code};
 
 /// What an operation that erases something, or takes it out or in, is called; `None` for any other.
 pub fn event(method: &Method, path: &str) -> Option<&'static str> {
@@ -46,9 +46,9 @@ pub fn key(event: &'static str, arrival: &Arrival, about: &dyn Display) {
 }
 
 /// A call was refused for who made it, or how often.
-pub fn refused(code: &str, arrival: &Arrival, client: &dyn Display, path: &str) {
+pub fn refused(code: Code, arrival: &Arrival, client: &dyn Display, path: &str) {
     let (tenant, key, request_id) = (arrival.notes.tenant(), arrival.notes.key(), &arrival.request_id);
     tracing::warn!(
-        target: "atlus::audit", event = "refused", code, %client, path, tenant, key, %request_id, "refused"
+        target: "atlus::audit", event = "refused", ?code, %client, path, tenant, key, %request_id, "refused"
     );
 }

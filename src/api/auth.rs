@@ -1,6 +1,10 @@
 //! Who calls, and whether they may: asked before anything else of a request is looked at.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use poem::{
     Endpoint, EndpointExt, Request, RequestBody, Result,
@@ -18,29 +22,37 @@ use super::{
 };
 use crate::{
     app::App,
-    auth::Refusal,
+    auth::{
+        Refusal, address, jwt,
+        rate::{Class, Client},
+    },
     domain::{caller::Caller, key::Scope, session::UserId},
 };
 
 /// What an operation asks of whoever calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Nothing: it tells nobody's data.
-    Anyone,
-    /// A key with this scope.
-    Scoped(Scope),
+pub struct Needed {
+    /// What a key must allow.
+    pub scope: Scope,
+    /// What the call counts as.
+    pub class: Class,
 }
 
-/// What the operation of this method and path asks for: a key, unless it is named here.
-pub fn access(method: &Method, path: &str) -> Access {
+/// What the operation of this method and path asks for: a key, unless it is named here, since it tells nobody's data.
+pub fn needed(method: &Method, path: &str) -> Option<Needed> {
     let segments: Vec<_> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let scope = match (method, segments.as_slice()) {
-        (_, ["livez" | "readyz"] | ["api", "v1", "health"]) => return Access::Anyone,
+        (_, ["livez" | "readyz"] | ["api", "v1", "health"]) => return None,
         (_, ["api", "v1", "keys", ..]) | (&Method::DELETE, ["api", "v1", "users", _]) => Scope::Admin,
         (&Method::GET, _) => Scope::Read,
         _ => Scope::Write,
     };
-    Access::Scoped(scope)
+    let class = match (method, segments.as_slice()) {
+        (&Method::POST, ["api", "v1", "sessions"] | ["api", "v1", "sessions", _, "fork"])
+        | (&Method::DELETE, ["api", "v1", "sessions", _]) => Class::Sessions,
+        _ => Class::Default,
+    };
+    Some(Needed { scope, class })
 }
 
 /// Lets nobody through to the operation of this method and path who may not call it. Its handler gets the [`Caller`].
@@ -49,13 +61,13 @@ pub fn guarded(
     (method, path): (&Method, &str),
     operation: BoxEndpoint<'static>,
 ) -> BoxEndpoint<'static> {
-    let Access::Scoped(scope) = access(method, path) else { return operation };
+    let Some(needed) = needed(method, path) else { return operation };
     let (app, event) = (app.clone(), audit::event(method, path));
     operation
         .around(move |next, mut request| {
             let app = app.clone();
             async move {
-                let caller = authorize(&app, &request, scope).await?;
+                let caller = authorize(&app, &request, needed).await?;
                 let arrival = request.data::<Arrival>().cloned();
                 let entry = event.zip(arrival).map(|(event, arrival)| {
                     let path = request.uri().path().to_owned();
@@ -75,17 +87,62 @@ pub fn guarded(
         .boxed()
 }
 
-/// Who calls, if they may.
-async fn authorize(app: &App, request: &Request, scope: Scope) -> Result<Caller, ApiError> {
-    let caller = authenticate(app, request).await?;
+/// Who calls, if they may, and as often as they do.
+async fn authorize(app: &App, request: &Request, needed: Needed) -> Result<Caller, ApiError> {
+    let client = client_address(app, request);
+    let outcome = authenticate(app, request).await;
+    if let (Ok(caller), Some(arrival)) = (&outcome, request.data::<Arrival>()) {
+        arrival.notes.caller(caller);
+    }
+    // By the address until a caller is known, and then by what it has shown: whoever guesses keys does not keep
+    // those from calling who have one.
+    let counted = match &outcome {
+        Ok(Caller { key: Some(key), .. }) => Client::Key(key.number()),
+        Ok(Caller { tenant, user: Some(user), .. }) => Client::User(*tenant, user.as_str()),
+        _ => Client::Address(client),
+    };
+    let allowed =
+        count(app, request, needed.class, counted).await.and(outcome).and_then(|caller| {
+            match caller.scopes.allow(needed.scope) {
+                true => Ok(caller),
+                false => {
+                    let message = format!("This call needs a key with the scope {}", needed.scope.name());
+                    Err(ApiError::new(Code::Forbidden, message))
+                }
+            }
+        });
+    if let (Err(refusal), Some(arrival)) = (&allowed, request.data::<Arrival>()) {
+        note_refusal(refusal, arrival, client, request);
+    }
+    allowed
+}
+
+/// Counts a call; refuses it if its client has made too many.
+async fn count(app: &App, request: &Request, class: Class, client: Client<'_>) -> Result<(), ApiError> {
+    let Some(limiter) = &app.limiter else { return Ok(()) };
+    let taken = limiter.take(class, client).await;
     if let Some(arrival) = request.data::<Arrival>() {
-        arrival.notes.caller(&caller);
+        arrival.notes.taken(taken);
     }
-    if !caller.scopes.allow(scope) {
-        let message = format!("This call needs a key with the scope {}", scope.name());
-        return Err(ApiError::new(Code::Forbidden, message));
+    match taken.allowed {
+        true => Ok(()),
+        false => Err(ApiError::rate_limited(&taken)),
     }
-    Ok(caller)
+}
+
+/// Writes a refusal down, unless the client is over its limit: then only now and then, so that nobody fills the log.
+fn note_refusal(refusal: &ApiError, arrival: &Arrival, client: IpAddr, request: &Request) {
+    let over = refusal.code == Code::RateLimitExceeded;
+    if !over || arrival.notes.rate().is_some_and(|taken| taken.is_first_refused) {
+        audit::refused(refusal.code, arrival, &client, request.uri().path());
+    }
+}
+
+/// Where the call comes from, as far as proxies that are trusted tell.
+fn client_address(app: &App, request: &Request) -> IpAddr {
+    let peer = request.remote_addr().as_socket_addr().map_or(IpAddr::from([0, 0, 0, 0]), SocketAddr::ip);
+    let forwarded = request.headers().get_all("X-Forwarded-For").iter().map(HeaderValue::as_bytes);
+    address::client_address(peer, forwarded, &app.trusted_proxies)
 }
 
 async fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> {
@@ -97,7 +154,13 @@ async fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> 
     };
     outcome.map_err(|refusal| match refusal {
         Refusal::Store(error) => error.into(),
-        Refusal::Nothing | Refusal::Invalid => ApiError::unauthorized(&refusal.to_string()),
+        Refusal::Token(jwt::Refusal::Unavailable) => {
+            let unavailable = ApiError::new(Code::UpstreamUnavailable, refusal.to_string());
+            unavailable.retry_after(Duration::from_secs(1))
+        }
+        Refusal::Nothing | Refusal::Invalid | Refusal::Token(_) => {
+            ApiError::unauthorized(&refusal.to_string())
+        }
     })
 }
 

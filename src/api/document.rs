@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Apis,
-    auth::{Access, access},
+    auth::{Needed, needed},
     envelope::REPLAYED,
     service,
 };
@@ -147,7 +147,7 @@ fn tell_scopes(document: &mut Value) {
     for (path, item) in paths {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             let method = method.to_ascii_uppercase().parse().unwrap_or_default();
-            let Access::Scoped(scope) = access(&method, path) else { continue };
+            let Some(Needed { scope, .. }) = needed(&method, path) else { continue };
             let text =
                 operation["description"].as_str().map(|text| format!("{text}\n\n")).unwrap_or_default();
             operation["description"] = format!("{text}Needs a key with the scope `{}`.", scope.name()).into();

@@ -16,6 +16,7 @@ use poem_openapi::{
 
 use super::json::Json;
 use crate::{
+    auth::rate::Taken,
     chat,
     domain::{
         clock::Timestamp,
@@ -145,6 +146,19 @@ impl ApiError {
     pub fn unauthorized(message: &str) -> Self {
         let challenge = HeaderValue::from_static("Bearer realm=\"atlus\"");
         Self::new(Code::Unauthorized, message).with_header(header::WWW_AUTHENTICATE, challenge)
+    }
+
+    /// Says when a client may call again.
+    pub fn rate_limited(taken: &Taken) -> Self {
+        let limit = taken.limit;
+        let message = format!(
+            "More than {} calls in {} seconds; the next may come in {} seconds",
+            limit.requests,
+            limit.window.as_secs(),
+            taken.resets_in_seconds()
+        );
+        Self::new(Code::RateLimitExceeded, message)
+            .with_header(header::RETRY_AFTER, taken.resets_in_seconds().max(1))
     }
 
     pub fn turn_cancelled() -> Self {

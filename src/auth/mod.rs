@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use jwt::{JwtSettings, Token, Verifier};
 use moka::future::Cache;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
@@ -19,7 +20,8 @@ use crate::{
     domain::{
         caller::{Caller, TenantId},
         clock::{Clock, Timestamp},
-        key::{ApiKey, KeyId, Secret, SecretHash},
+        key::{ApiKey, KeyId, Scope, Scopes, Secret, SecretHash, TenantName},
+        session::UserId,
     },
     store::{self, Store},
 };
@@ -37,6 +39,10 @@ pub struct Authenticator {
     clock: Arc<dyn Clock>,
     keys: Cache<SecretHash, Option<Arc<ApiKey>>>,
     lookups: Semaphore,
+    /// Takes tokens of another issuer, if any are taken.
+    tokens: Option<Verifier>,
+    /// The tenants that tokens have named.
+    tenants: Cache<TenantName, TenantId>,
     /// When each key was last used, as far as that is not yet noted.
     uses: Mutex<HashMap<(TenantId, KeyId), Timestamp>>,
 }
@@ -50,17 +56,54 @@ pub enum Refusal {
     #[error("the key is not valid: it may be mistyped, expired or revoked")]
     Invalid,
     #[error(transparent)]
-    Store(store::Error),
+    Token(#[from] jwt::Refusal),
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 impl Authenticator {
-    pub fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
+    /// Takes keys, and tokens as `jwt` says. Fails with what to mend about that.
+    pub fn new(store: Store, clock: Arc<dyn Clock>, jwt: Option<JwtSettings>) -> Result<Self, String> {
         let keys = Cache::builder().max_capacity(KEYS).time_to_live(KEYS_KNOWN).build();
-        Self { store, clock, keys, lookups: Semaphore::new(LOOKUPS), uses: Mutex::default() }
+        let tokens = jwt.map(Verifier::new).transpose()?;
+        let (lookups, uses, tenants) = (Semaphore::new(LOOKUPS), Mutex::default(), Cache::new(KEYS));
+        Ok(Self { store, clock, keys, lookups, tokens, tenants, uses })
     }
 
-    /// Whose the secret is that was shown.
+    /// For whom it speaks what was shown: a key, or a token.
     pub async fn caller(&self, shown: &str) -> Result<Caller, Refusal> {
+        match &self.tokens {
+            Some(tokens) if !shown.starts_with(Secret::PREFIX) => {
+                self.bearer_of(tokens.verify(shown).await?).await
+            }
+            _ => self.owner_of(shown).await,
+        }
+    }
+
+    /// A token speaks for its user alone, and so never has `admin`.
+    async fn bearer_of(&self, token: Token) -> Result<Caller, Refusal> {
+        let user = UserId::try_from(token.user)
+            .map_err(|_| jwt::Refusal::Invalid("The token's user is too long"))?;
+        let tenant = match token.tenant {
+            None => TenantId::DEFAULT,
+            Some(name) => {
+                let name: TenantName = name
+                    .parse()
+                    .map_err(|_| jwt::Refusal::Invalid("The token's tenant cannot be one's name"))?;
+                let make = self.store.tenant_named(name.as_str(), self.clock.now());
+                let tenant = self.tenants.try_get_with(name.clone(), make).await;
+                tenant.map_err(|error| Refusal::Store((*error).clone()))?
+            }
+        };
+        let scopes = token.scopes.map_or(Scopes::USUAL, |names| {
+            // Of what its issuer allows elsewhere nothing is known here.
+            names.iter().filter_map(|name| Scopes::named(name)).collect()
+        });
+        Ok(Caller { tenant, user: Some(user), scopes: scopes.without(Scope::Admin), key: None })
+    }
+
+    /// Whose the key is.
+    async fn owner_of(&self, shown: &str) -> Result<Caller, Refusal> {
         let secret = Secret::parse(shown).ok_or(Refusal::Invalid)?;
         let hash = secret.hash();
         let key = self.keys.try_get_with(hash, self.look_up(hash)).await;

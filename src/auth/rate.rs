@@ -123,6 +123,8 @@ pub struct Taken {
     pub remaining: u32,
     /// When the window ends.
     pub resets_in: Duration,
+    /// Whether it is the first of the window that this instance refuses.
+    pub is_first_refused: bool,
 }
 
 impl Taken {
@@ -172,9 +174,10 @@ impl Limiter {
             *window = self.next_share(*window, bucket, limit).await;
         }
         let allowed = window.own > 0;
+        let is_first_refused = !allowed && !mem::replace(&mut window.refused, !allowed);
         window.own = window.own.saturating_sub(1);
         let resets_in = window.ends_at.saturating_duration_since(Instant::now());
-        Taken { allowed, limit, remaining: window.own + window.rest, resets_in }
+        Taken { allowed, limit, remaining: window.own + window.rest, resets_in, is_first_refused }
     }
 
     fn limit_of(&self, class: Class) -> RateLimit {
@@ -195,7 +198,9 @@ impl Limiter {
             None => None,
         };
         match taken {
-            Some(Share { got, rest, ends_in }) => Window { own: got, rest, ends_at: asked_at + ends_in },
+            Some(Share { got, rest, ends_in }) => {
+                Window { own: got, rest, ends_at: asked_at + ends_in, ..window }
+            }
             None => Window { own: share, rest: window.rest - share, ..window },
         }
     }
@@ -209,11 +214,13 @@ struct Window {
     own: u32,
     /// Calls that are left to all instances beside those.
     rest: u32,
+    /// Whether a call was refused.
+    refused: bool,
 }
 
 impl Window {
     fn new(limit: RateLimit, now: Instant) -> Self {
-        Self { ends_at: now + limit.window, own: 0, rest: limit.requests }
+        Self { ends_at: now + limit.window, own: 0, rest: limit.requests, refused: false }
     }
 }
 
@@ -406,7 +413,7 @@ mod tests {
     #[test]
     fn headers_round_seconds_up() {
         let resets_in = Duration::from_millis(59_001);
-        let taken = Taken { allowed: true, limit: LIMIT, remaining: 7, resets_in };
+        let taken = Taken { allowed: true, limit: LIMIT, remaining: 7, resets_in, is_first_refused: false };
         let headers = taken.headers().map(|(name, value)| format!("{name}: {value}"));
         assert_eq!(
             headers,

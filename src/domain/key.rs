@@ -148,7 +148,7 @@ pub struct Secret(SecretString);
 pub type SecretHash = [u8; 32];
 
 impl Secret {
-    const PREFIX: &str = "atlus_";
+    pub const PREFIX: &str = "atlus_";
     const RANDOM_DIGITS: usize = 48;
 
     /// From the system's random source.

@@ -7,6 +7,8 @@ use poem::{
     http::{HeaderName, HeaderValue, header},
 };
 
+use crate::{api::Arrival, auth::rate::Taken};
+
 /// The usual security headers; an answer that has set one itself keeps its own.
 const HEADERS: [(HeaderName, &str); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -18,7 +20,14 @@ const HEADERS: [(HeaderName, &str); 6] = [
 ];
 
 pub async fn headers<E: Endpoint<Output = Response>>(next: Arc<E>, request: Request) -> Result<Response> {
+    let arrival = request.data::<Arrival>().cloned();
     let mut response = next.call(request).await?;
+    let rate = arrival.iter().filter_map(|arrival| arrival.notes.rate()).flat_map(Taken::headers);
+    for (name, value) in rate {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
     for (name, value) in HEADERS {
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }

@@ -283,6 +283,8 @@ impl Server {
         let mut config = database.config();
         // Jobs run when a test runs them.
         (config.jobs.often, config.jobs.seldom) = (Duration::from_secs(3600), Duration::from_secs(3600));
+        // Tests call as fast as they can.
+        config.access.rate_limit = None;
         change(&mut config);
         // 2024-01-01T12:00:00.000Z
         let clock = Arc::new(TestClock(AtomicI64::new(1_704_110_400_000)));
@@ -295,7 +297,7 @@ impl Server {
 
     /// A server that asks for keys.
     pub async fn guarded(kind: Kind) -> Self {
-        Self::with(Database::on(kind).await, |config| config.auth_required = true).await
+        Self::with(Database::on(kind).await, |config| config.access.required = true).await
     }
 
     /// A client with a new key: of this tenant, with these scopes, bound to this user if one is named.
@@ -585,7 +587,7 @@ impl Process {
     /// Starts a server.
     pub fn spawn(database: &Database, variables: &[(&str, &str)]) -> Self {
         let mut command = atlus(&[], variables);
-        command.envs(database.variables()).env("ATLUS_LISTEN", "127.0.0.1:0");
+        command.envs(database.variables()).env("ATLUS_LISTEN", "127.0.0.1:0").env("ATLUS_RATE_LIMIT", "off");
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let mut output = BufReader::new(child.stderr.take().unwrap()).lines();
         let (sender, lines) = mpsc::unbounded_channel();

@@ -181,7 +181,7 @@ on_both! {
     }
 
     async fn a_revoked_key_stops_working_at_other_instances_within_seconds(guarded: Guarded) {
-        let other = Server::beside(guarded.0.database.clone(), |config| config.auth_required = true).await;
+        let other = Server::beside(guarded.0.database.clone(), |config| config.access.required = true).await;
         let admin = guarded.0.client_of("default", "admin", None).await;
         let key = guarded.0.key("default", "read", None).await;
         let elsewhere = other.with_key(key.reveal());

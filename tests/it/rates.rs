@@ -45,13 +45,13 @@ async fn instances<const N: usize>(database: &Database) -> [Arc<Limiter>; N] {
 }
 
 async fn run_sql(store: &Store, sql: &'static str) {
-    let mut tx = store.database().begin().await.unwrap();
+    let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     tx.sql(sql).run().await.unwrap();
     tx.commit().await.unwrap();
 }
 
 async fn number(store: &Store, sql: &'static str) -> i64 {
-    let (number,) = store.database().read(sql).one().await.unwrap();
+    let (number,) = store.database().read(atlus::store::db::Reach::Everybody, sql).one().await.unwrap();
     number
 }
 
@@ -160,7 +160,7 @@ async fn a_window_that_begins_anew_while_it_is_removed_stays() {
     let database = Database::on(Kind::Postgres).await;
     let store = database.store().await;
     run_sql(&store, "INSERT INTO rate_windows (bucket, ends_at, taken) VALUES (1, 0, 1)").await;
-    let mut tx = store.database().begin().await.unwrap();
+    let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     tx.sql("UPDATE rate_windows SET ends_at = 4000000000000").run().await.unwrap();
     let removal = tokio::spawn({
         let store = store.clone();
