@@ -1,7 +1,8 @@
 //! `atlus copy`: everything from one database into another, of either kind.
 //!
 //! Session by session, each as an archive of its own, which is then read back and compared. What the target has
-//! already stays as it is, so a copy that was stopped is simply run again. Keys and remembered answers are not copied.
+//! already stays as it is, so a copy that was stopped is simply run again. Keys go with their tenants; remembered answers
+//! are not copied.
 
 use std::{
     io::{IsTerminal, Write, stderr},
@@ -19,11 +20,13 @@ use crate::{
         archive::digest,
         caller::Caller,
         clock::{Clock, SystemClock, Timestamp},
+        key::ApiKey,
         page::{Direction, Page},
         session::Session,
     },
     store::{
-        DatabaseSettings, DatabaseUrl, Export, Import, Imported, SessionFilter, SessionOrder, Store, What,
+        DatabaseSettings, DatabaseUrl, Export, HashedKey, Import, Imported, SessionFilter, SessionOrder,
+        Store, What,
     },
 };
 
@@ -101,8 +104,25 @@ impl Stores {
                 self.copy_sessions(callers, temporary, &mut copied).await?;
             }
             self.copy_one(callers, What::Stated, &mut copied).await?;
+            self.copy_keys(callers).await?;
         }
         copied.tell()
+    }
+
+    /// Copies the tenant's keys, so that callers need not be told of the move; of secrets only hashes are there.
+    async fn copy_keys(&self, (source, target): &(Caller, Caller)) -> anyhow::Result<()> {
+        let mut after = None;
+        loop {
+            let page = self.from.keys(source, after, PAGE).await?;
+            for HashedKey { key, secret_hash } in page.items {
+                let hash = secret_hash.as_slice().try_into().context("a key's hash is damaged")?;
+                self.to.insert_key(&ApiKey { tenant: target.tenant, ..key }, hash).await?;
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     async fn copy_sessions(

@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     app::App,
-    config::{Config, Settings},
+    config::{AccessConfig, Config, Settings},
     server, telemetry,
 };
 
@@ -43,9 +43,21 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         );
     }
     tracing::info!("explore the API at http://{address}/docs");
+    match &config.access {
+        AccessConfig { required: false, .. } => {
+            tracing::info!("callers need no key; ATLUS_AUTH=required asks for one, and {FIRST}")
+        }
+        AccessConfig { jwt: None, .. } if !app.store.has_keys().await? => {
+            tracing::warn!("callers need a key and there is none yet: {FIRST}");
+        }
+        _ => {}
+    }
     server::serve(listener, app, config.server, config.jobs).await;
     Ok(())
 }
+
+/// How the first key is made.
+const FIRST: &str = "`atlus keys create --name first --scope read,write,admin` makes one";
 
 /// The first SIGTERM or SIGINT stops the server in order, the second at once.
 fn stop_on_signal(app: &Arc<App>) -> anyhow::Result<()> {

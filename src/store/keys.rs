@@ -51,6 +51,13 @@ impl Store {
         Ok(key.bind(hash.to_vec()).optional().await?)
     }
 
+    /// Whether any tenant has a key.
+    pub async fn has_keys(&self) -> Result<bool> {
+        let has = "SELECT EXISTS (SELECT 1 FROM api_keys)";
+        let (has,) = self.db.read(Reach::Everybody, has).one().await?;
+        Ok(has)
+    }
+
     /// A page of the tenant's keys, the newest first.
     pub async fn keys(
         &self,

@@ -633,6 +633,7 @@ async fn from_sqlite_to_postgres_and_back_nothing_changes() {
     ] {
         execute(&first, sql).await;
     }
+    let key = first.key("other", "read", None).await;
     let whole = export(&first, "/users/user_1/export").await;
     let (postgres, sqlite) = (Database::empty(Kind::Postgres).await, Database::empty(Kind::Sqlite).await);
     let mut digests = Vec::new();
@@ -658,6 +659,10 @@ async fn from_sqlite_to_postgres_and_back_nothing_changes() {
     let others = "SELECT COUNT(*) FROM sessions s JOIN tenants t ON t.tenant_id = s.tenant_id \
          WHERE t.name = 'other' AND s.session_id = 170";
     assert_eq!(server.count(others).await, 1);
+    // A key opens the copy of what it opened before.
+    let guarded = Server::beside(server.database.clone(), |config| config.access.required = true).await;
+    let sessions = guarded.with_key(key.reveal()).get("/sessions").await;
+    assert_eq!(sessions.items()[0]["session_id"], "session_00000000000000aa");
 
     // What the target has, it keeps; the copy says that it is not the same.
     server.patch("/sessions/session_00000000000000ee", json!({"title": "changed"})).await;

@@ -571,8 +571,8 @@ impl Deref for Process {
 /// The binary's command line, without settings from around the tests.
 pub fn atlus(args: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atlus"));
-    command.args(args).env_clear().envs(variables.iter().copied());
-    command.env("ATLUS_LOG_FORMAT", "text").stdin(Stdio::null()).kill_on_drop(true);
+    command.args(args).env_clear().env("ATLUS_LOG_FORMAT", "text").envs(variables.iter().copied());
+    command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }
 
@@ -602,7 +602,8 @@ impl Process {
     /// Waits until it listens.
     pub async fn listening(&mut self) {
         let line = self.line("listening on http://").await;
-        let address = line.split_once("listening on http://").unwrap().1.split_whitespace().next().unwrap();
+        let address = line.split_once("listening on http://").unwrap().1;
+        let address = address.split([' ', '"']).next().unwrap();
         self.client = Client::new(address);
     }
 
@@ -620,6 +621,15 @@ impl Process {
         });
         let found = found.await.ok().flatten();
         found.unwrap_or_else(|| panic!("no line with {containing:?} but {seen:#?}"))
+    }
+
+    /// Everything more that it logs until it ends.
+    pub async fn rest(&mut self) -> Vec<String> {
+        let mut seen = Vec::new();
+        while let Some(line) = self.lines.recv().await {
+            seen.push(line);
+        }
+        seen
     }
 
     pub fn signal(&self, name: &str) {

@@ -23,16 +23,16 @@ use rsa::{RsaPrivateKey, rand_core::OsRng};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-const ISSUER: &str = "https://issuer.example/";
-const AUDIENCE: &str = "atlus";
+pub const ISSUER: &str = "https://issuer.example/";
+pub const AUDIENCE: &str = "atlus";
 
 /// A key that an issuer signs with.
 #[derive(Clone)]
-struct Signer {
+pub struct Signer {
     algorithm: Algorithm,
     key: EncodingKey,
     /// The public half.
-    pem: String,
+    pub pem: String,
 }
 
 /// Finding primes takes a while.
@@ -47,7 +47,7 @@ fn rsa_of(bits: usize) -> Signer {
 
 impl Signer {
     /// A new key, but for RSA, of which there is one.
-    fn new(algorithm: Algorithm) -> Self {
+    pub fn new(algorithm: Algorithm) -> Self {
         let (key, pem) = match algorithm {
             Algorithm::ES256 => {
                 let key = p256::SecretKey::random(&mut OsRng);
@@ -90,7 +90,7 @@ impl Signer {
     }
 
     /// A good token, changed so.
-    fn token(&self, header: &Value, claims: &Value) -> String {
+    pub fn token(&self, header: &Value, claims: &Value) -> String {
         let good = json!({"typ": "JWT", "alg": format!("{:?}", self.algorithm)});
         self.sign(&with(&good, header), &with(&good_claims(), claims))
     }

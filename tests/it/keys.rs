@@ -323,6 +323,15 @@ on_both! {
 }
 
 #[tokio::test]
+async fn a_first_start_says_how_to_make_a_key() {
+    for (auth, words) in [("auto", "callers need no key"), ("required", "there is none yet")] {
+        let database = Database::empty(atlus::store::Kind::Sqlite).await;
+        let mut process = Process::spawn(&database, &[("ATLUS_AUTH", auth)]);
+        assert!(process.line(words).await.contains("atlus keys create --name first"));
+    }
+}
+
+#[tokio::test]
 async fn on_other_addresses_than_loopback_the_server_explains_and_stops() {
     let database = Database::empty(atlus::store::Kind::Sqlite).await;
     let mut refused = atlus(&["serve", "--listen", "0.0.0.0:0"], &database.variables());

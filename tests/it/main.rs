@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod archive;
+mod audit;
 mod budgets;
 mod chat;
 mod context;
@@ -31,5 +32,6 @@ mod sessions;
 mod store;
 mod streams;
 mod terminal;
+mod tokens;
 mod transcript;
 mod turns;
