@@ -3,9 +3,15 @@
 //! clap knows names, defaults and help; values are read here, all of them, so that one message names everything
 //! that is wrong.
 
-use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
+use std::{
+    fmt::Display,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory, Parser};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reqwest::Url;
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
@@ -30,6 +36,16 @@ pub struct Settings {
     /// server may read and change everything
     #[arg(long, env = "ATLUS_AUTH", default_value = "auto", hide_env_values = true)]
     auth: String,
+
+    /// Connections at once, 1 to 1000000. At the limit, the one that has waited longest for a request is closed for
+    /// each new one
+    #[arg(long, env = "ATLUS_MAX_CONNECTIONS", default_value = "10000", hide_env_values = true)]
+    max_connections: String,
+
+    /// Connections at once of one client: of an IPv4 address or an IPv6 network of 64 bits. Loopback addresses may
+    /// have any number
+    #[arg(long, env = "ATLUS_MAX_CONNECTIONS_PER_CLIENT", default_value = "1000", hide_env_values = true)]
+    max_connections_per_client: String,
 
     /// `sqlite://PATH` (created when missing) or `postgres://USER@HOST/DATABASE`; else DATABASE_URL
     /// [default: sqlite://atlus.db]
@@ -231,11 +247,7 @@ impl Settings {
         if let Err(problem) = SystemPrompt::try_from(self.system_prompt.clone()) {
             problems.0.push(format!("ATLUS_SYSTEM_PROMPT {problem}"));
         }
-        let server = ServerSettings {
-            max_body_bytes: problems.within("ATLUS_MAX_BODY_BYTES", &self.max_body_bytes, 1024, 1 << 30),
-            // A turn under way may take as long as its model, and a moment to be stored.
-            grace: model_timeout + Duration::from_secs(10),
-        };
+        let server = self.server_settings(model_timeout, &mut problems);
         let jobs = Schedule {
             often: Duration::from_secs(3),
             seldom: Duration::from_secs(60),
@@ -256,6 +268,23 @@ impl Settings {
         let mut problems = Problems(Vec::new());
         let database = self.database_settings(&mut problems);
         database.filter(|_| problems.0.is_empty()).ok_or(ConfigError(problems.0))
+    }
+
+    fn server_settings(&self, model_timeout: Duration, problems: &mut Problems) -> ServerSettings {
+        let max_body_bytes = problems.within("ATLUS_MAX_BODY_BYTES", &self.max_body_bytes, 1024, 1 << 30);
+        let (connections, clients) = (&self.max_connections, &self.max_connections_per_client);
+        ServerSettings {
+            max_body_bytes,
+            max_connections: problems.within("ATLUS_MAX_CONNECTIONS", connections, 1, 1_000_000),
+            max_connections_per_client: problems
+                .within("ATLUS_MAX_CONNECTIONS_PER_CLIENT", clients, 1, 1_000_000),
+            uncounted_peers: loopback(),
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(30),
+            // A turn under way may take as long as its model, and a moment to be stored.
+            grace: model_timeout + Duration::from_secs(10),
+        }
     }
 
     fn extract(&self, problems: &mut Problems) -> Extract {
@@ -388,6 +417,13 @@ fn given(value: Option<&String>) -> Option<&str> {
     value.map(String::as_str).filter(|value| !value.is_empty())
 }
 
+/// Where a proxy on this machine connects from, and whoever else is on it.
+fn loopback() -> Vec<IpNet> {
+    let v4 = Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8);
+    let v6 = Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128);
+    vec![v4.into(), v6.into()]
+}
+
 /// The durations that settings may have.
 const DURATIONS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(100 * 366 * 24 * 60 * 60);
@@ -467,6 +503,7 @@ mod tests {
             "--model-concurrency=5", "--model-timeout=500ms", "--system-prompt=Prompt",
             "--context-tokens=300", "--context-turns=2", "--retention=90d", "--max-message-chars=11",
             "--max-body-bytes=2222", "--log=debug", "--log-format=json", "--memory-extract=off",
+            "--max-connections=44", "--max-connections-per-client=4",
         ])
         .read()
         .unwrap();
@@ -486,7 +523,9 @@ mod tests {
         assert_eq!((config.chat.context_tokens, config.chat.context_turns), (300, 2));
         assert_eq!(config.chat.extract, Extract::Off);
         assert_eq!(config.jobs.retention, Some(Duration::from_secs(90 * 24 * 60 * 60)));
+        let ServerSettings { max_connections, max_connections_per_client, .. } = config.server;
         assert_eq!(config.server.max_body_bytes, 2222);
+        assert_eq!((max_connections, max_connections_per_client), (44, 4));
         assert_eq!((config.log.directives.as_str(), config.log.json), ("debug", Some(true)));
     }
 

@@ -544,7 +544,11 @@ impl Process {
 
     /// Starts a server.
     pub fn spawn(database: &Database, variables: &[(&str, &str)]) -> Self {
-        let mut command = atlus(&[], variables);
+        Self::of(atlus(&[], variables), database)
+    }
+
+    /// Starts a server by a command of its own.
+    pub fn of(mut command: Command, database: &Database) -> Self {
         command.envs(database.variables()).env("ATLUS_LISTEN", "127.0.0.1:0");
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let mut output = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -4,6 +4,7 @@
 
 mod archive;
 mod chat;
+mod connections;
 mod context;
 mod erasure;
 mod failures;
