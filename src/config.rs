@@ -47,6 +47,11 @@ pub struct Settings {
     #[arg(long, env = "ATLUS_MAX_CONNECTIONS_PER_CLIENT", default_value = "1000", hide_env_values = true)]
     max_connections_per_client: String,
 
+    /// Requests under way at once, 1 to 1000000; more are refused. Streams do not count, nor do chats once they are
+    /// read
+    #[arg(long, env = "ATLUS_MAX_REQUESTS", default_value = "4096", hide_env_values = true)]
+    max_requests: String,
+
     /// `sqlite://PATH` (created when missing) or `postgres://USER@HOST/DATABASE`; else DATABASE_URL
     /// [default: sqlite://atlus.db]
     #[arg(long, env = "ATLUS_DATABASE_URL", hide_env_values = true)]
@@ -275,6 +280,8 @@ impl Settings {
         let (connections, clients) = (&self.max_connections, &self.max_connections_per_client);
         ServerSettings {
             max_body_bytes,
+            max_bodies_bytes: max_body_bytes.max(256 << 20),
+            max_requests: problems.within("ATLUS_MAX_REQUESTS", &self.max_requests, 1, 1_000_000),
             max_connections: problems.within("ATLUS_MAX_CONNECTIONS", connections, 1, 1_000_000),
             max_connections_per_client: problems
                 .within("ATLUS_MAX_CONNECTIONS_PER_CLIENT", clients, 1, 1_000_000),
@@ -487,9 +494,13 @@ mod tests {
     fn one_message_names_everything_that_is_wrong() {
         let wrong = settings(&[
             "--listen", "here", "--model", "x", "--database-timeout", "soon", "--context-turns", "-",
+            "--max-requests", "0",
         ]);
         let message = wrong.read().unwrap_err().to_string();
-        for name in ["ATLUS_LISTEN", "ATLUS_MODEL ", "ATLUS_DATABASE_TIMEOUT", "ATLUS_CONTEXT_TURNS"] {
+        for name in [
+            "ATLUS_LISTEN", "ATLUS_MODEL ", "ATLUS_DATABASE_TIMEOUT", "ATLUS_CONTEXT_TURNS",
+            "ATLUS_MAX_REQUESTS",
+        ] {
             assert!(message.contains(name), "{name} in {message}");
         }
     }
@@ -503,7 +514,7 @@ mod tests {
             "--model-concurrency=5", "--model-timeout=500ms", "--system-prompt=Prompt",
             "--context-tokens=300", "--context-turns=2", "--retention=90d", "--max-message-chars=11",
             "--max-body-bytes=2222", "--log=debug", "--log-format=json", "--memory-extract=off",
-            "--max-connections=44", "--max-connections-per-client=4",
+            "--max-connections=44", "--max-connections-per-client=4", "--max-requests=55",
         ])
         .read()
         .unwrap();
@@ -523,8 +534,8 @@ mod tests {
         assert_eq!((config.chat.context_tokens, config.chat.context_turns), (300, 2));
         assert_eq!(config.chat.extract, Extract::Off);
         assert_eq!(config.jobs.retention, Some(Duration::from_secs(90 * 24 * 60 * 60)));
-        let ServerSettings { max_connections, max_connections_per_client, .. } = config.server;
-        assert_eq!(config.server.max_body_bytes, 2222);
+        let ServerSettings { max_connections, max_connections_per_client, max_requests, .. } = config.server;
+        assert_eq!((config.server.max_body_bytes, max_requests), (2222, 55));
         assert_eq!((max_connections, max_connections_per_client), (44, 4));
         assert_eq!((config.log.directives.as_str(), config.log.json), ("debug", Some(true)));
     }

@@ -27,6 +27,7 @@ use poem::{
 use poem_openapi::types::ToJSON;
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     time::{sleep, timeout},
 };
 
@@ -40,7 +41,9 @@ use crate::{
         ids::RequestId,
     },
     jobs,
-    middleware::{access_log::access_log, headers::headers, refuse::refuse, request_id::request_id},
+    middleware::{
+        access_log::access_log, headers::headers, limit::limit, refuse::refuse, request_id::request_id,
+    },
 };
 use patience::{Patience, Patient};
 use places::{Places, Work};
@@ -55,6 +58,10 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub struct ServerSettings {
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// What all bodies of requests under way may take, in bytes; of chats, until they are answered.
+    pub max_bodies_bytes: usize,
+    /// Requests under way at once, besides streams and chats.
+    pub max_requests: usize,
     /// Connections at once.
     pub max_connections: usize,
     /// Connections at once of one client: an IPv4 address, or an IPv6 network of 64 bits.
@@ -73,8 +80,11 @@ pub struct ServerSettings {
 
 /// Every route with what happens to every request.
 pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Output = Response> + use<> {
+    let bodies = Arc::new(Semaphore::new(settings.max_bodies_bytes));
+    let requests = Arc::new(Semaphore::new(settings.max_requests));
     api::routes(app)
-        .data(BodyLimit(settings.max_body_bytes))
+        .data(BodyLimit { bytes: settings.max_body_bytes, all: bodies })
+        .around(move |next, request| limit(requests.clone(), next, request))
         .around(refuse)
         .around(headers)
         .around(access_log)

@@ -12,6 +12,7 @@ mod idempotency;
 mod json;
 mod memory;
 mod operations;
+mod place;
 mod search;
 mod sessions;
 mod sse;
@@ -31,6 +32,7 @@ use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags};
 
 pub use arrival::Arrival;
 pub use json::BodyLimit;
+pub use place::Place;
 
 use crate::app::App;
 use error::ApiError;
@@ -75,7 +77,7 @@ fn apis(app: &Arc<App>) -> Apis {
         memory::MemoryApi(app.clone()),
         users::UsersApi(app.clone()),
         search::SearchApi(app.clone()),
-        archive::ArchiveApi(app.clone()),
+        archive::ArchiveApi::new(app.clone()),
         operations::OperationsApi(app.clone()),
     )
 }

@@ -1,7 +1,8 @@
 //! What happens to every request, whoever sent it. From the outside in: [`request_id`], [`access_log`],
-//! [`headers`], [`refuse`].
+//! [`headers`], [`refuse`], [`limit`].
 
 pub mod access_log;
 pub mod headers;
+pub mod limit;
 pub mod refuse;
 pub mod request_id;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use atlus::{server::ServerSettings, store::Kind};
-use reqwest::{StatusCode, header};
+use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -167,6 +167,112 @@ async fn one_client_has_no_more_connections_than_one_may() {
     assert!(rest(silent(&server).await).await.starts_with("HTTP/1.1 503"));
     drop(first);
     while server.http.get(format!("{}/livez", server.base)).send().await.is_err() {}
+}
+
+#[tokio::test]
+async fn more_requests_than_may_be_under_way_are_refused_and_health_is_told_all_the_same() {
+    let server = server(|settings| settings.max_requests = 1).await;
+    let under_way = half_sent(&server, "{}").await;
+    let refused = server.post("/sessions", json!({})).await;
+    refused.refused(503, "OVERLOADED");
+    assert_eq!(refused.headers["retry-after"], "1");
+    server.get("/nope").await.refused(503, "OVERLOADED");
+    assert_eq!(server.get("/health").await.status, 200);
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(server.http.get(format!("{}{path}", server.base)).send().await.unwrap().status(), 200);
+    }
+    finish(under_way, "{}").await;
+    server.session(json!({})).await;
+}
+
+#[tokio::test]
+async fn a_refusal_comes_before_the_body() {
+    let server = server(|settings| settings.max_requests = 1).await;
+    let _under_way = half_sent(&server, "{}").await;
+    let mut stream = silent(&server).await;
+    let head = "POST /api/v1/chat HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                content-length: 1000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    assert!(rest(stream).await.starts_with("HTTP/1.1 503"));
+    // Whoever sends the body all the same gets to read that, too.
+    let mut stream = silent(&server).await;
+    stream.write_all(&[head.as_bytes(), &[b'x'; 1_000_000]].concat()).await.unwrap();
+    assert!(rest(stream).await.starts_with("HTTP/1.1 503"));
+}
+
+#[tokio::test]
+async fn chats_that_wait_for_their_model_and_streams_are_not_counted() {
+    let gate = Arc::new(Semaphore::new(0));
+    let upstream = Upstream::gated(|_| Script::Say("at last".into()), gate.clone()).await;
+    let server =
+        Server::with_model(Kind::Sqlite, &upstream.url, |config| config.server.max_requests = 1).await;
+    let session = server.session(json!({})).await;
+    let chat = tokio::spawn({
+        let (client, session) = (server.client.clone(), session.clone());
+        async move { client.say(&session, "hi").await }
+    });
+    upstream.asked_times(1).await;
+    assert_eq!(server.get("/sessions").await.status, 200);
+    gate.add_permits(1);
+    assert_eq!(chat.await.unwrap(), "at last");
+
+    let events = server.stream(&session, "hi").await;
+    assert_eq!(server.get("/sessions").await.status, 200);
+    gate.add_permits(1);
+    assert_eq!(events.all().await.last().unwrap().name, "done");
+}
+
+#[tokio::test]
+async fn all_bodies_together_have_a_limit() {
+    let server = server(|settings| settings.max_bodies_bytes = 1000).await;
+    let body = json!({"title": "x".repeat(190), "system_prompt": "y".repeat(590)}).to_string();
+    let small = json!({"title": "x".repeat(180)});
+    let (most, last) = body.split_at(body.len() - 1);
+    let mut half = half_sent(&server, &body).await;
+    half.write_all(most.as_bytes()).await.unwrap();
+    // It is refused once the server has read what was sent.
+    loop {
+        let answer = server.post("/sessions", small.clone()).await;
+        if answer.status == 503 {
+            answer.refused(503, "OVERLOADED");
+            break;
+        }
+    }
+    assert_eq!(server.get("/sessions").await.status, 200);
+    finish(half, last).await;
+    server.session(small).await;
+}
+
+#[tokio::test]
+async fn a_message_counts_among_the_bodies_until_it_is_answered() {
+    let gate = Arc::new(Semaphore::new(0));
+    let upstream = Upstream::gated(|_| Script::Say("at last".into()), gate.clone()).await;
+    let server =
+        Server::with_model(Kind::Sqlite, &upstream.url, |config| config.server.max_bodies_bytes = 1000).await;
+    let session = server.session(json!({})).await;
+    // Its client leaves, and it is worked on all the same.
+    let impatient = server.request(Method::POST, "/chat").timeout(SHORT);
+    let message = json!({"session_id": session, "message": "x".repeat(800)});
+    assert!(impatient.json(&message).send().await.is_err());
+    upstream.asked_times(1).await;
+    let title = json!({"title": "x".repeat(190)});
+    server.post("/sessions", title.clone()).await.refused(503, "OVERLOADED");
+    gate.add_permits(1);
+    while server.post("/sessions", title.clone()).await.status == 503 {}
+}
+
+#[tokio::test]
+async fn more_imports_than_may_run_at_once_are_refused() {
+    let server = server(|_| {}).await;
+    let archive =
+        || server.request(Method::POST, "/import").header(header::CONTENT_TYPE, "application/x-ndjson");
+    let mut running = Vec::new();
+    for _ in 0..8 {
+        running.push(expected(&server, "/import", "application/x-ndjson", 1000).await);
+    }
+    server.send(archive().body("{}\n")).await.refused(503, "OVERLOADED");
+    drop(running.pop());
+    while server.send(archive().body("{}\n")).await.status == 503 {}
 }
 
 #[tokio::test]
