@@ -20,6 +20,7 @@ use crate::{
     chat::{ChatSettings, Extract},
     domain::session::SystemPrompt,
     jobs::Schedule,
+    middleware::origin::{Gate, Hosts, Origins},
     server::ServerSettings,
     store::{DatabaseSettings, DatabaseUrl},
 };
@@ -36,6 +37,16 @@ pub struct Settings {
     /// server may read and change everything
     #[arg(long, env = "ATLUS_AUTH", default_value = "auto", hide_env_values = true)]
     auth: String,
+
+    /// Hosts that callers without keys may name besides localhost and loopback addresses: names, with commas between,
+    /// each with a port or without, or `*` for any. Where keys are needed, every host may be named
+    #[arg(long, env = "ATLUS_ALLOWED_HOSTS", hide_env_values = true)]
+    allowed_hosts: Option<String>,
+
+    /// Origins whose web pages may call the server, with commas between: https://app.example.com; or, only where keys
+    /// are needed, `*` for all. Unset: only pages of the server itself may
+    #[arg(long, env = "ATLUS_CORS_ORIGINS", hide_env_values = true)]
+    cors_origins: Option<String>,
 
     /// Connections at once, 1 to 1000000. At the limit, the one that has waited longest for a request is closed for
     /// each new one
@@ -291,7 +302,25 @@ impl Settings {
             write_timeout: Duration::from_secs(30),
             // A turn under way may take as long as its model, and a moment to be stored.
             grace: model_timeout + Duration::from_secs(10),
+            gate: self.gate(problems),
         }
+    }
+
+    fn gate(&self, problems: &mut Problems) -> Gate {
+        let hosts: Option<Hosts> =
+            given(self.allowed_hosts.as_ref()).and_then(|hosts| problems.read("ATLUS_ALLOWED_HOSTS", hosts));
+        let origins: Option<Origins> = given(self.cors_origins.as_ref())
+            .and_then(|origins| problems.read("ATLUS_CORS_ORIGINS", origins));
+        let gate =
+            Gate { open: true, hosts: hosts.unwrap_or_default(), origins: origins.unwrap_or_default() };
+        if gate.open && gate.origins.any {
+            problems.0.push(
+                "ATLUS_CORS_ORIGINS is *, but callers need no keys, so that any web page could read and change \
+                 everything: name the origins"
+                    .to_owned(),
+            );
+        }
+        gate
     }
 
     fn extract(&self, problems: &mut Problems) -> Extract {
@@ -494,12 +523,12 @@ mod tests {
     fn one_message_names_everything_that_is_wrong() {
         let wrong = settings(&[
             "--listen", "here", "--model", "x", "--database-timeout", "soon", "--context-turns", "-",
-            "--max-requests", "0",
+            "--allowed-hosts", "a,http://b", "--cors-origins", "https://a/b", "--max-requests", "0",
         ]);
         let message = wrong.read().unwrap_err().to_string();
         for name in [
             "ATLUS_LISTEN", "ATLUS_MODEL ", "ATLUS_DATABASE_TIMEOUT", "ATLUS_CONTEXT_TURNS",
-            "ATLUS_MAX_REQUESTS",
+            "ATLUS_ALLOWED_HOSTS", "ATLUS_CORS_ORIGINS", "ATLUS_MAX_REQUESTS",
         ] {
             assert!(message.contains(name), "{name} in {message}");
         }
@@ -508,13 +537,31 @@ mod tests {
     #[test]
     fn every_setting_reaches_its_place() {
         let config = settings(&[
-            "--listen=127.0.0.1:1234", "--migration-database-url=sqlite://y.db", "--database-connections=33",
-            "--database-timeout=7s", "--model-provider=anthropic", "--model-url=http://m/v1",
-            "--model=first", "--model-api-key=key", "--model-fallback=second, third",
-            "--model-concurrency=5", "--model-timeout=500ms", "--system-prompt=Prompt",
-            "--context-tokens=300", "--context-turns=2", "--retention=90d", "--max-message-chars=11",
-            "--max-body-bytes=2222", "--log=debug", "--log-format=json", "--memory-extract=off",
-            "--max-connections=44", "--max-connections-per-client=4", "--max-requests=55",
+            "--listen=127.0.0.1:1234",
+            "--migration-database-url=sqlite://y.db",
+            "--database-connections=33",
+            "--database-timeout=7s",
+            "--model-provider=anthropic",
+            "--model-url=http://m/v1",
+            "--model=first",
+            "--model-api-key=key",
+            "--model-fallback=second, third",
+            "--model-concurrency=5",
+            "--model-timeout=500ms",
+            "--system-prompt=Prompt",
+            "--context-tokens=300",
+            "--context-turns=2",
+            "--retention=90d",
+            "--max-message-chars=11",
+            "--max-body-bytes=2222",
+            "--log=debug",
+            "--log-format=json",
+            "--memory-extract=off",
+            "--max-connections=44",
+            "--max-connections-per-client=4",
+            "--max-requests=55",
+            "--allowed-hosts=a.example, b.example:8080",
+            "--cors-origins=https://c.example,http://d:1",
         ])
         .read()
         .unwrap();
@@ -534,9 +581,12 @@ mod tests {
         assert_eq!((config.chat.context_tokens, config.chat.context_turns), (300, 2));
         assert_eq!(config.chat.extract, Extract::Off);
         assert_eq!(config.jobs.retention, Some(Duration::from_secs(90 * 24 * 60 * 60)));
-        let ServerSettings { max_connections, max_connections_per_client, max_requests, .. } = config.server;
+        let ServerSettings { max_connections, max_connections_per_client, max_requests, gate, .. } =
+            config.server;
         assert_eq!((config.server.max_body_bytes, max_requests), (2222, 55));
         assert_eq!((max_connections, max_connections_per_client), (44, 4));
+        assert_eq!(gate.hosts, "A.example.,b.example:8080".parse().unwrap());
+        assert_eq!(gate.origins, "HTTPS://c.example:443,http://d:1".parse().unwrap());
         assert_eq!((config.log.directives.as_str(), config.log.json), ("debug", Some(true)));
     }
 
@@ -546,6 +596,12 @@ mod tests {
         assert!(message.contains("ATLUS_AUTH=off"), "{message}");
         assert!(settings(&["--listen", "0.0.0.0:5000", "--auth", "off"]).read().is_ok());
         assert!(settings(&["--listen", "[::1]:5000"]).read().is_ok());
+    }
+
+    #[test]
+    fn pages_of_any_origin_are_not_let_in_without_keys() {
+        let message = settings(&["--cors-origins", "https://a.example, *"]).read().unwrap_err().to_string();
+        assert!(message.contains("ATLUS_CORS_ORIGINS is *"), "{message}");
     }
 
     #[test]

@@ -42,7 +42,12 @@ use crate::{
     },
     jobs,
     middleware::{
-        access_log::access_log, headers::headers, limit::limit, refuse::refuse, request_id::request_id,
+        access_log::access_log,
+        headers::headers,
+        limit::limit,
+        origin::{Gate, guard},
+        refuse::refuse,
+        request_id::request_id,
     },
 };
 use patience::{Patience, Patient};
@@ -76,15 +81,19 @@ pub struct ServerSettings {
     pub write_timeout: Duration,
     /// How long a stopping server waits for what is under way.
     pub grace: Duration,
+    /// Whom a browser may bring here.
+    pub gate: Gate,
 }
 
 /// Every route with what happens to every request.
 pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Output = Response> + use<> {
     let bodies = Arc::new(Semaphore::new(settings.max_bodies_bytes));
     let requests = Arc::new(Semaphore::new(settings.max_requests));
+    let gate = Arc::new(settings.gate.clone());
     api::routes(app)
         .data(BodyLimit { bytes: settings.max_body_bytes, all: bodies })
         .around(move |next, request| limit(requests.clone(), next, request))
+        .around(move |next, request| guard(gate.clone(), next, request))
         .around(refuse)
         .around(headers)
         .around(access_log)

@@ -47,6 +47,7 @@ codes! {
     InvalidRequest = BAD_REQUEST,
     MessageTooLong = BAD_REQUEST,
     InvalidCursor = BAD_REQUEST,
+    Forbidden = FORBIDDEN,
     SessionNotFound = NOT_FOUND,
     InvalidSession = NOT_FOUND,
     NoSessionFound = NOT_FOUND,

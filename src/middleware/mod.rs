@@ -1,8 +1,9 @@
 //! What happens to every request, whoever sent it. From the outside in: [`request_id`], [`access_log`],
-//! [`headers`], [`refuse`], [`limit`].
+//! [`headers`], [`refuse`], [`origin`], [`limit`].
 
 pub mod access_log;
 pub mod headers;
 pub mod limit;
+pub mod origin;
 pub mod refuse;
 pub mod request_id;

@@ -584,6 +584,16 @@ impl Process {
         found.unwrap_or_else(|| panic!("no line with {containing:?} but {seen:#?}"))
     }
 
+    /// Stops it in order; the lines of its log that nobody has waited for.
+    pub async fn stop(mut self) -> Vec<String> {
+        self.signal("-TERM");
+        let mut lines = Vec::new();
+        while let Some(line) = self.lines.recv().await {
+            lines.push(line);
+        }
+        lines
+    }
+
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().unwrap().to_string();
         let sent = std::process::Command::new("kill").args([name, &pid]).status().unwrap();

@@ -18,6 +18,7 @@ mod memory;
 mod models;
 mod openapi;
 mod operations;
+mod origins;
 mod pages;
 mod plans;
 mod processes;
