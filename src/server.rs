@@ -43,6 +43,7 @@ use crate::{
     jobs,
     middleware::{
         access_log::access_log,
+        cors::cors,
         headers::headers,
         limit::limit,
         origin::{Gate, guard},
@@ -89,12 +90,13 @@ pub struct ServerSettings {
 pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Output = Response> + use<> {
     let bodies = Arc::new(Semaphore::new(settings.max_bodies_bytes));
     let requests = Arc::new(Semaphore::new(settings.max_requests));
-    let gate = Arc::new(settings.gate.clone());
+    let (gate, origins) = (Arc::new(settings.gate.clone()), Arc::new(settings.gate.origins.clone()));
     api::routes(app)
         .data(BodyLimit { bytes: settings.max_body_bytes, all: bodies })
         .around(move |next, request| limit(requests.clone(), next, request))
         .around(move |next, request| guard(gate.clone(), next, request))
         .around(refuse)
+        .around(move |next, request| cors(origins.clone(), next, request))
         .around(headers)
         .around(access_log)
         .around(request_id)

@@ -1,7 +1,8 @@
 //! What happens to every request, whoever sent it. From the outside in: [`request_id`], [`access_log`],
-//! [`headers`], [`refuse`], [`origin`], [`limit`].
+//! [`headers`], [`cors`], [`refuse`], [`origin`], [`limit`].
 
 pub mod access_log;
+pub mod cors;
 pub mod headers;
 pub mod limit;
 pub mod origin;

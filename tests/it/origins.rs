@@ -1,7 +1,7 @@
 //! What a web page can do with a server that needs no key, and what pages of named origins may.
 
 use atlus::{config::Config, store::Kind};
-use reqwest::{Method, header};
+use reqwest::{Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -202,6 +202,105 @@ async fn the_refusal_says_which_setting_would_mend_it() {
     let request = server.request(Method::GET, "/sessions").header(header::HOST, "atlus.example");
     let refused = server.send(request).await;
     assert!(refused.refused(403, "FORBIDDEN").contains("ATLUS_ALLOWED_HOSTS"));
+}
+
+/// What a browser asks before a page of this origin may send such a request.
+async fn preflight(server: &Server, origin: &str, path: &str, method: &str) -> Response {
+    let request = server.http.request(Method::OPTIONS, format!("{}{path}", server.base));
+    let request =
+        request.header(header::ORIGIN, origin).header(header::ACCESS_CONTROL_REQUEST_METHOD, method);
+    request.header(header::ACCESS_CONTROL_REQUEST_HEADERS, "authorization,content-type").send().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_page_of_a_named_origin_may_use_what_there_is() {
+    let server = server(|config| config.server.gate.origins = "https://app.example".parse().unwrap()).await;
+    for (path, methods) in [
+        ("/api/v1/sessions", "GET, HEAD, POST"),
+        ("/api/v1/chat", "POST"),
+        ("/livez", "GET, HEAD"),
+        ("/api/v1/sessions/session_0000000000000000", "DELETE, GET, HEAD, PATCH"),
+        ("/openapi.json", "GET, HEAD"),
+    ] {
+        let allowed = preflight(&server, "https://app.example", path, "POST").await;
+        assert_eq!(allowed.status(), StatusCode::NO_CONTENT, "{path}");
+        let headers = allowed.headers();
+        assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://app.example");
+        assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_METHODS], methods, "{path}");
+        let read = headers[header::ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap();
+        for name in [
+            "Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "If-Match", "Last-Event-ID",
+            "X-Request-ID",
+        ] {
+            assert!(read.split(", ").any(|header| header == name), "{name}");
+        }
+        assert_eq!(headers[header::ACCESS_CONTROL_MAX_AGE], "7200");
+        assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_CREDENTIALS));
+        assert!(!headers.contains_key(header::ALLOW) && headers.contains_key("x-request-id"));
+        assert_eq!(allowed.bytes().await.unwrap(), "");
+    }
+    assert_eq!(
+        preflight(&server, "https://app.example", "/nope", "GET").await.status(),
+        StatusCode::NOT_FOUND
+    );
+}
+
+#[tokio::test]
+async fn a_page_of_a_named_origin_may_read_answers_and_failures() {
+    let server = server(|config| config.server.gate.origins = "https://app.example".parse().unwrap()).await;
+    for path in ["/sessions", "/nope", "/sessions?limit=0", "/health"] {
+        let answer = server
+            .send(server.request(Method::GET, path).header(header::ORIGIN, "https://app.example"))
+            .await;
+        assert_eq!(answer.headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://app.example", "{path}");
+        assert_eq!(answer.headers[header::VARY], "Origin");
+        assert_eq!(answer.headers["cross-origin-resource-policy"], "cross-origin");
+        let shown = answer.headers[header::ACCESS_CONTROL_EXPOSE_HEADERS].to_str().unwrap();
+        for name in [
+            "X-Request-ID", "X-Process-Time", "ETag", "Retry-After", "RateLimit-Limit",
+            "RateLimit-Remaining", "RateLimit-Reset", "RateLimit-Policy", "Idempotency-Replayed",
+            "Content-Disposition",
+        ] {
+            assert!(shown.split(", ").any(|header| header == name), "{name}");
+        }
+    }
+    // Whoever keeps this answer must not give it to a page.
+    let plain = server.get("/sessions").await;
+    assert_eq!(plain.headers[header::VARY], "Origin");
+    assert!(!plain.headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+}
+
+#[tokio::test]
+async fn a_page_of_any_other_origin_is_told_nothing() {
+    let none_named = server(|_| {}).await;
+    let named = server(|config| config.server.gate.origins = "https://app.example".parse().unwrap()).await;
+    for server in [&none_named, &named] {
+        for origin in ["https://evil.example", "http://app.example", "https://app.example:8443", "null"] {
+            let refused = preflight(server, origin, SESSIONS, "POST").await;
+            assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{origin}");
+            let read =
+                server.send(server.request(Method::GET, "/sessions").header(header::ORIGIN, origin)).await;
+            for headers in [refused.headers(), &read.headers] {
+                let told = headers.keys().filter(|name| name.as_str().starts_with("access-control-"));
+                assert_eq!(told.count(), 0, "{origin}");
+                assert_eq!(headers["cross-origin-resource-policy"], "same-origin");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn where_keys_are_needed_pages_of_any_origin_can_be_let_in() {
+    let server = server(|config| {
+        config.server.gate.open = false;
+        config.server.gate.origins = "*".parse().unwrap();
+    })
+    .await;
+    for origin in ["https://app.example", "http://localhost:3000"] {
+        let allowed = preflight(&server, origin, SESSIONS, "POST").await;
+        assert_eq!(allowed.status(), StatusCode::NO_CONTENT);
+        assert_eq!(allowed.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], origin);
+    }
 }
 
 #[tokio::test]
