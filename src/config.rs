@@ -5,9 +5,15 @@
 
 mod access;
 
-use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
+use std::{
+    fmt::Display,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, CommandFactory, Parser};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use reqwest::Url;
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
@@ -20,6 +26,7 @@ use crate::{
     chat::{ChatSettings, Extract},
     domain::session::SystemPrompt,
     jobs::Schedule,
+    middleware::origin::{Gate, Hosts, Origins},
     server::ServerSettings,
     store::{DatabaseSettings, DatabaseUrl, Kind},
 };
@@ -33,6 +40,31 @@ pub struct Settings {
 
     #[command(flatten)]
     access: AccessArgs,
+
+    /// Hosts that callers without keys may name besides localhost and loopback addresses: names, with commas between,
+    /// each with a port or without, or `*` for any. Where keys are needed, every host may be named
+    #[arg(long, env = "ATLUS_ALLOWED_HOSTS", hide_env_values = true)]
+    allowed_hosts: Option<String>,
+
+    /// Origins whose web pages may call the server, with commas between: https://app.example.com; or, only where keys
+    /// are needed, `*` for all. Unset: only pages of the server itself may
+    #[arg(long, env = "ATLUS_CORS_ORIGINS", hide_env_values = true)]
+    cors_origins: Option<String>,
+
+    /// Connections at once, 1 to 1000000. At the limit, the one that has waited longest for a request is closed for
+    /// each new one
+    #[arg(long, env = "ATLUS_MAX_CONNECTIONS", default_value = "10000", hide_env_values = true)]
+    max_connections: String,
+
+    /// Connections at once of one client: of an IPv4 address or an IPv6 network of 64 bits. Loopback addresses may
+    /// have any number
+    #[arg(long, env = "ATLUS_MAX_CONNECTIONS_PER_CLIENT", default_value = "1000", hide_env_values = true)]
+    max_connections_per_client: String,
+
+    /// Requests under way at once, 1 to 1000000; more are refused. Streams do not count, nor do chats once they are
+    /// read
+    #[arg(long, env = "ATLUS_MAX_REQUESTS", default_value = "4096", hide_env_values = true)]
+    max_requests: String,
 
     /// `sqlite://PATH` (created when missing) or `postgres://USER@HOST/DATABASE`; else DATABASE_URL
     /// [default: sqlite://atlus.db]
@@ -248,11 +280,7 @@ impl Settings {
         if let Err(problem) = SystemPrompt::try_from(self.system_prompt.clone()) {
             problems.0.push(format!("ATLUS_SYSTEM_PROMPT {problem}"));
         }
-        let server = ServerSettings {
-            max_body_bytes: problems.within("ATLUS_MAX_BODY_BYTES", &self.max_body_bytes, 1024, 1 << 30),
-            // A turn under way may take as long as its model, and a moment to be stored.
-            grace: model_timeout + Duration::from_secs(10),
-        };
+        let server = self.server_settings(model_timeout, &access, &mut problems);
         let jobs = Schedule {
             often: Duration::from_secs(3),
             seldom: Duration::from_secs(60),
@@ -273,6 +301,47 @@ impl Settings {
         let mut problems = Problems(Vec::new());
         let database = self.database_settings(&mut problems);
         database.filter(|_| problems.0.is_empty()).ok_or(ConfigError(problems.0))
+    }
+
+    fn server_settings(
+        &self,
+        model_timeout: Duration,
+        access: &AccessConfig,
+        problems: &mut Problems,
+    ) -> ServerSettings {
+        let max_body_bytes = problems.within("ATLUS_MAX_BODY_BYTES", &self.max_body_bytes, 1024, 1 << 30);
+        let (connections, clients) = (&self.max_connections, &self.max_connections_per_client);
+        ServerSettings {
+            max_body_bytes,
+            max_bodies_bytes: max_body_bytes.max(256 << 20),
+            max_requests: problems.within("ATLUS_MAX_REQUESTS", &self.max_requests, 1, 1_000_000),
+            max_connections: problems.within("ATLUS_MAX_CONNECTIONS", connections, 1, 1_000_000),
+            max_connections_per_client: problems
+                .within("ATLUS_MAX_CONNECTIONS_PER_CLIENT", clients, 1, 1_000_000),
+            uncounted_peers: [loopback(), access.trusted_proxies.networks().to_vec()].concat(),
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(30),
+            // A turn under way may take as long as its model, and a moment to be stored.
+            grace: model_timeout + Duration::from_secs(10),
+            gate: self.gate(!access.required, problems),
+        }
+    }
+
+    fn gate(&self, open: bool, problems: &mut Problems) -> Gate {
+        let hosts: Option<Hosts> =
+            given(self.allowed_hosts.as_ref()).and_then(|hosts| problems.read("ATLUS_ALLOWED_HOSTS", hosts));
+        let origins: Option<Origins> = given(self.cors_origins.as_ref())
+            .and_then(|origins| problems.read("ATLUS_CORS_ORIGINS", origins));
+        let gate = Gate { open, hosts: hosts.unwrap_or_default(), origins: origins.unwrap_or_default() };
+        if gate.open && gate.origins.any {
+            problems.0.push(
+                "ATLUS_CORS_ORIGINS is *, but callers need no keys, so that any web page could read and change \
+                 everything: name the origins"
+                    .to_owned(),
+            );
+        }
+        gate
     }
 
     fn extract(&self, problems: &mut Problems) -> Extract {
@@ -403,6 +472,13 @@ fn given(value: Option<&String>) -> Option<&str> {
     value.map(String::as_str).filter(|value| !value.is_empty())
 }
 
+/// Where a proxy on this machine connects from, and whoever else is on it.
+fn loopback() -> Vec<IpNet> {
+    let v4 = Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8);
+    let v6 = Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128);
+    vec![v4.into(), v6.into()]
+}
+
 /// The durations that settings may have.
 const DURATIONS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(100 * 366 * 24 * 60 * 60);
@@ -466,9 +542,13 @@ mod tests {
     fn one_message_names_everything_that_is_wrong() {
         let wrong = settings(&[
             "--listen", "here", "--model", "x", "--database-timeout", "soon", "--context-turns", "-",
+            "--allowed-hosts", "a,http://b", "--cors-origins", "https://a/b", "--max-requests", "0",
         ]);
         let message = wrong.read().unwrap_err().to_string();
-        for name in ["ATLUS_LISTEN", "ATLUS_MODEL ", "ATLUS_DATABASE_TIMEOUT", "ATLUS_CONTEXT_TURNS"] {
+        for name in [
+            "ATLUS_LISTEN", "ATLUS_MODEL ", "ATLUS_DATABASE_TIMEOUT", "ATLUS_CONTEXT_TURNS",
+            "ATLUS_ALLOWED_HOSTS", "ATLUS_CORS_ORIGINS", "ATLUS_MAX_REQUESTS",
+        ] {
             assert!(message.contains(name), "{name} in {message}");
         }
     }
@@ -476,12 +556,31 @@ mod tests {
     #[test]
     fn every_setting_reaches_its_place() {
         let config = settings(&[
-            "--listen=127.0.0.1:1234", "--migration-database-url=sqlite://y.db", "--database-connections=33",
-            "--database-timeout=7s", "--model-provider=anthropic", "--model-url=http://m/v1",
-            "--model=first", "--model-api-key=key", "--model-fallback=second, third",
-            "--model-concurrency=5", "--model-timeout=500ms", "--system-prompt=Prompt",
-            "--context-tokens=300", "--context-turns=2", "--retention=90d", "--max-message-chars=11",
-            "--max-body-bytes=2222", "--log=debug", "--log-format=json", "--memory-extract=off",
+            "--listen=127.0.0.1:1234",
+            "--migration-database-url=sqlite://y.db",
+            "--database-connections=33",
+            "--database-timeout=7s",
+            "--model-provider=anthropic",
+            "--model-url=http://m/v1",
+            "--model=first",
+            "--model-api-key=key",
+            "--model-fallback=second, third",
+            "--model-concurrency=5",
+            "--model-timeout=500ms",
+            "--system-prompt=Prompt",
+            "--context-tokens=300",
+            "--context-turns=2",
+            "--retention=90d",
+            "--max-message-chars=11",
+            "--max-body-bytes=2222",
+            "--log=debug",
+            "--log-format=json",
+            "--memory-extract=off",
+            "--max-connections=44",
+            "--max-connections-per-client=4",
+            "--max-requests=55",
+            "--allowed-hosts=a.example, b.example:8080",
+            "--cors-origins=https://c.example,http://d:1",
         ])
         .read()
         .unwrap();
@@ -501,7 +600,12 @@ mod tests {
         assert_eq!((config.chat.context_tokens, config.chat.context_turns), (300, 2));
         assert_eq!(config.chat.extract, Extract::Off);
         assert_eq!(config.jobs.retention, Some(Duration::from_secs(90 * 24 * 60 * 60)));
-        assert_eq!(config.server.max_body_bytes, 2222);
+        let ServerSettings { max_connections, max_connections_per_client, max_requests, gate, .. } =
+            config.server;
+        assert_eq!((config.server.max_body_bytes, max_requests), (2222, 55));
+        assert_eq!((max_connections, max_connections_per_client), (44, 4));
+        assert_eq!(gate.hosts, "A.example.,b.example:8080".parse().unwrap());
+        assert_eq!(gate.origins, "HTTPS://c.example:443,http://d:1".parse().unwrap());
         assert_eq!((config.log.directives.as_str(), config.log.json), ("debug", Some(true)));
     }
 
@@ -511,6 +615,12 @@ mod tests {
         assert!(message.contains("ATLUS_AUTH=off"), "{message}");
         assert!(settings(&["--listen", "0.0.0.0:5000", "--auth", "off"]).read().is_ok());
         assert!(settings(&["--listen", "[::1]:5000"]).read().is_ok());
+    }
+
+    #[test]
+    fn pages_of_any_origin_are_not_let_in_without_keys() {
+        let message = settings(&["--cors-origins", "https://a.example, *"]).read().unwrap_err().to_string();
+        assert!(message.contains("ATLUS_CORS_ORIGINS is *"), "{message}");
     }
 
     #[test]

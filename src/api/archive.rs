@@ -12,7 +12,10 @@ use poem_openapi::{
         Registry,
     },
 };
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     Tag,
@@ -32,6 +35,8 @@ use crate::{
 };
 
 const MEDIA_TYPE: &str = "application/x-ndjson";
+/// Imports at once; more are refused. Each may hold two long texts and what it has not written yet, some 70 MiB.
+const MAX_IMPORTS: usize = 8;
 /// How much of an archive that was refused is read and thrown away, so that the client, still sending, gets to read
 /// the answer.
 const DRAIN: usize = 16 << 20;
@@ -55,7 +60,10 @@ struct Imported {
     skipped_sessions: i64,
 }
 
-pub struct ArchiveApi(pub Arc<App>);
+pub struct ArchiveApi {
+    app: Arc<App>,
+    imports: Arc<Semaphore>,
+}
 
 #[OpenApi(prefix_path = "/api/v1", tag = "Tag::Archive")]
 impl ArchiveApi {
@@ -98,16 +106,25 @@ impl ArchiveApi {
     #[oai(path = "/import", method = "post", operation_id = "importArchive")]
     async fn import(&self, caller: Caller, archive: ArchiveBody) -> Result<Found<Imported>, ApiError> {
         // In a task of its own: what is half written is removed though the client leaves.
-        let store = self.0.store.clone();
-        let imported = self.0.tasks.spawn(async move { take_in(&store, caller, archive.0).await });
+        let store = self.app.store.clone();
+        let place = self.imports.clone().try_acquire_owned().map_err(|_| ApiError::overloaded())?;
+        let imported = self.app.tasks.spawn(async move {
+            let imported = take_in(&store, caller, archive.0).await;
+            drop(place);
+            imported
+        });
         let imported = imported.await.map_err(|_| ApiError::internal())??;
-        Ok(found(imported, self.0.clock.now()))
+        Ok(found(imported, self.app.clock.now()))
     }
 }
 
 impl ArchiveApi {
+    pub fn new(app: Arc<App>) -> Self {
+        Self { app, imports: Arc::new(Semaphore::new(MAX_IMPORTS)) }
+    }
+
     async fn export(&self, caller: &Caller, what: What) -> Result<Option<Export>, ApiError> {
-        Ok(self.0.store.export(caller, what, self.0.clock.now()).await?)
+        Ok(self.app.store.export(caller, what, self.app.clock.now()).await?)
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     headers::KeyHeader,
     idempotency::{self, Begun},
     json::Body,
+    place::Place,
     sse::{EventStream, StartEvent},
     turns::{UsageView, seconds},
     wire::{MaxTokens, MessageText, ModelName, Temperature},
@@ -154,6 +155,7 @@ impl ChatApi {
         &self,
         caller: Caller,
         arrival: Arrival,
+        place: Place,
         /// Send the same key again to get the first answer again; the model is not asked twice.
         #[oai(name = "Idempotency-Key")]
         key: KeyHeader,
@@ -164,7 +166,7 @@ impl ChatApi {
             Begun::Do(claim) => claim,
             Begun::Done(data) => return Ok(Kept::new(data, true, self.0.clock.now())),
         };
-        let (chat, session) = self.message(body.value, &arrival, claim, false).await?;
+        let (chat, session) = self.message(body.value, &arrival, &place, claim, false).await?;
         let answered = self.0.engine.chat(caller, chat).await;
         let answered = answered.map_err(|error| ApiError::chat(error, session))?;
         Ok(Kept::new(ChatAnswer::render(&answered), false, self.0.clock.now()))
@@ -179,6 +181,7 @@ impl ChatApi {
         &self,
         caller: Caller,
         arrival: Arrival,
+        place: Place,
         /// Send the same key again to get the first answer again, as a stream; the model is not asked twice.
         #[oai(name = "Idempotency-Key")]
         key: KeyHeader,
@@ -190,7 +193,7 @@ impl ChatApi {
             Begun::Done(data) => return replay(data, arrival.request_id),
         };
         let asked = body.value.model.as_ref().map(|name| name.0.clone());
-        let (chat, session) = self.message(body.value, &arrival, claim, true).await?;
+        let (chat, session) = self.message(body.value, &arrival, &place, claim, true).await?;
         let started = self.0.engine.start(caller, chat).await;
         let started = started.map_err(|error| ApiError::chat(error, session))?;
         let start = StartEvent {
@@ -209,6 +212,7 @@ impl ChatApi {
         &self,
         request: ChatRequest,
         arrival: &Arrival,
+        place: &Place,
         claim: Option<Claim>,
         stream: bool,
     ) -> Result<(Chat, Option<SessionId>), ApiError> {
@@ -239,6 +243,8 @@ impl ChatApi {
             stream,
             request_id: arrival.request_id.clone(),
             received: arrival.received,
+            // From here on it waits for its session and its model, and has its place among the chats.
+            share: place.leave(),
             remember: claim.map(|claim| Remember { claim, render: ChatAnswer::render }),
         };
         Ok((chat, session))

@@ -175,6 +175,11 @@ impl ApiError {
         self.with_header(HeaderName::from_static("idempotency-replayed"), HeaderValue::from_static("true"))
     }
 
+    pub fn overloaded() -> Self {
+        let message = "Too many requests are being worked on; try again later";
+        Self::new(Code::Overloaded, message).retry_after(Duration::from_secs(1))
+    }
+
     pub fn internal() -> Self {
         Self::new(Code::InternalError, "Something went wrong on our side; the request id finds it in the log")
     }

@@ -1,6 +1,6 @@
 //! JSON bodies: bounded while they are read, and refused with the name of the field that does not fit.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use poem::{IntoResponse, Request, RequestBody, Response, Result, http::header};
@@ -13,9 +13,15 @@ use poem_openapi::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 
-use super::error::{ApiError, Code};
+use super::{
+    error::{ApiError, Code},
+    place::Place,
+};
 use crate::domain::json::{MAX_DEPTH, is_too_deep, read_value};
 
 /// How long a client may take to send its body.
@@ -24,9 +30,14 @@ pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// client, still sending, gets to read the answer.
 const DRAIN: usize = 16;
 
-/// The largest body, in bytes. Every request carries it.
-#[derive(Clone, Copy, Debug)]
-pub struct BodyLimit(pub usize);
+/// What bodies may take. Every request carries it.
+#[derive(Clone, Debug)]
+pub struct BodyLimit {
+    /// The largest one, in bytes.
+    pub bytes: usize,
+    /// A permit for each byte of all of them together.
+    pub all: Arc<Semaphore>,
+}
 
 /// The JSON body of an answer.
 pub struct Json<T>(pub T);
@@ -153,20 +164,22 @@ pub(super) fn check_content_type(request: &Request, wanted: &str) -> Result<(), 
     refuse(format!("Content-Type must be {wanted}, in UTF-8"))
 }
 
-/// Reads a body within its limit and its time.
+/// Reads a body within its limit and its time. The request's place keeps its share of what all bodies may take.
 async fn bytes(request: &Request, body: &mut RequestBody) -> Result<Vec<u8>, ApiError> {
-    let limit = request.data::<BodyLimit>().map_or(0, |limit| limit.0);
+    let BodyLimit { bytes: limit, all } = request.data().ok_or_else(ApiError::internal)?;
+    let limit = *limit;
     let deadline = Instant::now() + BODY_TIMEOUT;
-    let (mut bytes, mut received) = (Vec::new(), 0);
+    let (mut bytes, mut received, mut share) = (Vec::new(), 0, None);
     let Ok(body) = body.take() else { return Ok(bytes) };
     let mut chunks = body.into_bytes_stream();
     while let Some(chunk) = timeout_at(deadline, chunks.next()).await.map_err(|_| too_slow())? {
         let chunk = chunk.map_err(|_| ApiError::new(Code::InvalidRequest, "The body broke off"))?;
         received += chunk.len();
         if received <= limit {
+            grow(&mut share, all, chunk.len())?;
             bytes.extend_from_slice(&chunk);
         } else {
-            bytes = Vec::new();
+            (bytes, share) = (Vec::new(), None);
             if received > limit.saturating_mul(DRAIN) {
                 break;
             }
@@ -176,7 +189,25 @@ async fn bytes(request: &Request, body: &mut RequestBody) -> Result<Vec<u8>, Api
         let message = format!("The body must be at most {limit} bytes long");
         return Err(ApiError::new(Code::PayloadTooLarge, message));
     }
+    if let Some(place) = request.data::<Place>() {
+        place.keep(share);
+    }
     Ok(bytes)
+}
+
+/// Takes so many bytes more of what all bodies may take.
+fn grow(
+    share: &mut Option<OwnedSemaphorePermit>,
+    all: &Arc<Semaphore>,
+    bytes: usize,
+) -> Result<(), ApiError> {
+    let more = u32::try_from(bytes).ok().and_then(|bytes| all.clone().try_acquire_many_owned(bytes).ok());
+    let more = more.ok_or_else(ApiError::overloaded)?;
+    match share {
+        Some(share) => share.merge(more),
+        None => *share = Some(more),
+    }
+    Ok(())
 }
 
 fn too_slow() -> ApiError {

@@ -14,6 +14,7 @@ mod json;
 pub mod keys;
 mod memory;
 mod operations;
+mod place;
 mod search;
 mod sessions;
 mod sse;
@@ -33,6 +34,7 @@ use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags};
 
 pub use arrival::Arrival;
 pub use json::BodyLimit;
+pub use place::Place;
 
 use crate::app::App;
 use error::ApiError;
@@ -80,7 +82,7 @@ fn apis(app: &Arc<App>) -> Apis {
         memory::MemoryApi(app.clone()),
         users::UsersApi(app.clone()),
         search::SearchApi(app.clone()),
-        archive::ArchiveApi(app.clone()),
+        archive::ArchiveApi::new(app.clone()),
         keys::KeysApi(app.clone()),
         operations::OperationsApi(app.clone()),
     )

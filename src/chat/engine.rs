@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::task::TaskTracker;
@@ -114,6 +114,8 @@ pub struct Chat {
     pub request_id: RequestId,
     /// When the request came in.
     pub received: Instant,
+    /// Its part of what is left for messages; given back once it is answered.
+    pub share: Option<OwnedSemaphorePermit>,
     pub remember: Option<Remember>,
 }
 
@@ -324,7 +326,7 @@ impl Engine {
     fn spawn(
         &self,
         caller: Caller,
-        chat: Chat,
+        mut chat: Chat,
         started: oneshot::Sender<Started>,
     ) -> Result<tokio::task::JoinHandle<Result<Answered, Error>>, Error> {
         let parts = Arc::clone(&self.0);
@@ -334,9 +336,10 @@ impl Engine {
             }
             return Err(Error::Overloaded);
         };
+        let share = chat.share.take();
         Ok(self.0.tasks.spawn(async move {
             let answered = parts.chat(&caller, chat, started).await;
-            drop(place);
+            drop((place, share));
             answered
         }))
     }

@@ -10,8 +10,9 @@ use tokio::{
 
 use crate::{
     app::App,
-    config::{AccessConfig, Config, Settings},
-    server, telemetry,
+    config::{AccessConfig, Config, ModelConfig, Settings},
+    server::{self, ServerSettings},
+    telemetry,
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -31,6 +32,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             config.listen
         )
     })?;
+    let server = ServerSettings { max_connections: room_for_connections(config), ..config.server.clone() };
     let app = App::start(config).await?;
     stop_on_signal(&app)?;
 
@@ -52,12 +54,35 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         }
         _ => {}
     }
-    server::serve(listener, app, config.server, config.jobs).await;
+    server::serve(listener, app, server, config.jobs).await;
     Ok(())
 }
 
 /// How the first key is made.
 const FIRST: &str = "`atlus keys create --name first --scope read,write,admin` makes one";
+
+/// Files that the server opens for other things than clients, the model and Postgres.
+const OTHER_FILES: usize = 100;
+
+/// As many connections as the settings allow, or as the limit of open files has room for.
+fn room_for_connections(config: &Config) -> usize {
+    let calls = match &config.model {
+        ModelConfig::Builtin => 0,
+        ModelConfig::Server { concurrency, .. } => *concurrency,
+    };
+    let others = usize::try_from(config.database.connections).unwrap_or(0) + calls + OTHER_FILES;
+    let wanted = config.server.max_connections + others;
+    let allowed = server::allow_open_files(wanted as u64);
+    let room = usize::try_from(allowed).unwrap_or(usize::MAX).saturating_sub(others).max(1);
+    if room < config.server.max_connections {
+        tracing::warn!(
+            "only {allowed} files may be open, which is room for {room} connections and not for {}: raise the limit \
+             (ulimit -n, LimitNOFILE) or lower ATLUS_MAX_CONNECTIONS",
+            config.server.max_connections
+        );
+    }
+    room.min(config.server.max_connections)
+}
 
 /// The first SIGTERM or SIGINT stops the server in order, the second at once.
 fn stop_on_signal(app: &Arc<App>) -> anyhow::Result<()> {

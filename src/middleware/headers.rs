@@ -9,13 +9,19 @@ use poem::{
 
 use crate::{api::Arrival, auth::rate::Taken};
 
-/// The usual security headers; an answer that has set one itself keeps its own.
-const HEADERS: [(HeaderName, &str); 6] = [
+/// The usual security headers; an answer that has set one itself keeps its own. Not `Strict-Transport-Security`, which
+/// means nothing over plain HTTP (RFC 6797, 7.2): whoever speaks TLS before this server adds it.
+const HEADERS: [(HeaderName, &str); 8] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::X_FRAME_OPTIONS, "DENY"),
     (header::REFERRER_POLICY, "no-referrer"),
     (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (
+        HeaderName::from_static("permissions-policy"),
+        "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    ),
     (header::CACHE_CONTROL, "no-store"),
 ];
 

@@ -1,7 +1,10 @@
 //! What happens to every request, whoever sent it. From the outside in: [`request_id`], [`access_log`],
-//! [`headers`], [`refuse`].
+//! [`headers`], [`cors`], [`refuse`], [`origin`], [`limit`].
 
 pub mod access_log;
+pub mod cors;
 pub mod headers;
+pub mod limit;
+pub mod origin;
 pub mod refuse;
 pub mod request_id;

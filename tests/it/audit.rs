@@ -76,7 +76,6 @@ on_both! {
     }
 
     async fn neither_messages_nor_secrets_are_ever_in_the_log(logged: Logged) {
-        let mut logged = logged;
         let key = logged.key("read,write,admin").await;
         let secret = key["secret"].as_str().unwrap();
         let client = logged.process.with_key(secret);
@@ -90,8 +89,7 @@ on_both! {
         let made = client.post("/keys", json!({"name": "k"})).await;
         let made = made.data()["secret"].as_str().unwrap().to_owned();
         logged.process.with_key("atlus_canary-wrong").get("/sessions").await.refused(401, "UNAUTHORIZED");
-        logged.process.signal("-TERM");
-        let log = logged.process.rest().await.join("\n").to_lowercase();
+        let log = logged.process.stop().await.join("\n").to_lowercase();
         assert!(log.contains("answered"), "there is no log");
         for canary in ["canary", &secret[6..], &made[6..], "bearer atlus"] {
             let line = log.lines().find(|line| line.contains(canary));

@@ -586,7 +586,11 @@ impl Process {
 
     /// Starts a server.
     pub fn spawn(database: &Database, variables: &[(&str, &str)]) -> Self {
-        let mut command = atlus(&[], variables);
+        Self::of(atlus(&[], variables), database)
+    }
+
+    /// Starts a server by a command of its own.
+    pub fn of(mut command: Command, database: &Database) -> Self {
         command.envs(database.variables()).env("ATLUS_LISTEN", "127.0.0.1:0").env("ATLUS_RATE_LIMIT", "off");
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let mut output = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -623,13 +627,14 @@ impl Process {
         found.unwrap_or_else(|| panic!("no line with {containing:?} but {seen:#?}"))
     }
 
-    /// Everything more that it logs until it ends.
-    pub async fn rest(&mut self) -> Vec<String> {
-        let mut seen = Vec::new();
+    /// Stops it in order; the lines of its log that nobody has waited for.
+    pub async fn stop(mut self) -> Vec<String> {
+        self.signal("-TERM");
+        let mut lines = Vec::new();
         while let Some(line) = self.lines.recv().await {
-            seen.push(line);
+            lines.push(line);
         }
-        seen
+        lines
     }
 
     pub fn signal(&self, name: &str) {
