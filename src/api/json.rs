@@ -11,12 +11,11 @@ use poem_openapi::{
     types::{ToJSON, Type},
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::{ApiError, Code};
-use crate::domain::json::{MAX_DEPTH, is_too_deep, read_value};
+use crate::domain::json::{self, MAX_DEPTH, TWICE, Unread, is_too_deep, read_value};
 
 /// How long a client may take to send its body.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -133,8 +132,12 @@ const JSON: &str = "application/json";
 /// Refuses a body that is not of this media type, in UTF-8 and as it is.
 pub(super) fn check_content_type(request: &Request, wanted: &str) -> Result<(), ApiError> {
     let refuse = |message: String| Err(ApiError::new(Code::InvalidContentType, message));
-    if request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return refuse("Content-Encoding is not supported; send the body as it is".to_owned());
+    let any_but = |name, plain: &str| request.headers().get_all(name).iter().any(|value| value != plain);
+    if any_but(header::CONTENT_ENCODING, "identity") || any_but(header::TRANSFER_ENCODING, "chunked") {
+        return refuse("An encoding of the body is not supported; send it as it is".to_owned());
+    }
+    if request.headers().get_all(header::CONTENT_TYPE).iter().nth(1).is_some() {
+        return refuse("Content-Type must be given once".to_owned());
     }
     let Some(value) = request.header(header::CONTENT_TYPE) else {
         return refuse(format!("Content-Type is missing; send {wanted}"));
@@ -190,8 +193,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let message = format!("The body must not nest deeper than {MAX_DEPTH}");
         return Err(ApiError::new(Code::ValidationError, message));
     }
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::new(Code::InvalidJson, format!("The body is not JSON: {error}")))?;
+    let value = json::parse(bytes).map_err(|unread| match unread {
+        Unread::NotJson(error) => ApiError::new(Code::InvalidJson, format!("The body is not JSON: {error}")),
+        Unread::Twice(field) => ApiError::field(field, TWICE),
+    })?;
     if !value.is_object() {
         return Err(ApiError::new(Code::ValidationError, "The body must be a JSON object"));
     }

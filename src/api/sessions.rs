@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use poem::Result;
 use poem_openapi::{
-    ApiResponse, Enum, Object, OpenApi,
+    ApiResponse, Object, OpenApi,
     param::{Path, Query},
     types::{MaybeUndefined, ToJSON},
 };
@@ -17,7 +17,7 @@ use super::{
     headers::{IfMatchHeader, KeyHeader},
     idempotency::{self, Begun},
     json::{Body, Json, OptionalBody},
-    wire::{Cursor, Limit, MetadataFilter, SessionRef},
+    wire::{Cursor, Flag, Limit, MetadataFilter, Order, SessionRef},
 };
 use crate::{
     app::App,
@@ -166,15 +166,6 @@ enum Deleted {
     Deleted(Json<Deletion>),
 }
 
-/// What sessions are ordered by.
-#[derive(Clone, Copy, Debug, Default, Enum)]
-#[oai(rename_all = "snake_case")]
-enum Order {
-    #[default]
-    LastActivity,
-    CreatedAt,
-}
-
 impl SessionView {
     fn at(session: Session, now: Timestamp) -> Self {
         let is_active = session.is_active(now);
@@ -263,13 +254,13 @@ impl SessionsApi {
         /// Only this user's.
         user_id: Query<Option<UserId>>,
         /// Only those that are active, or are not.
-        is_active: Query<Option<bool>>,
+        is_active: Query<Option<Flag>>,
         /// Only those whose metadata has all these top-level keys with equal values: a JSON object of at most 16 keys
         /// and 1,024 bytes.
         metadata: Query<Option<MetadataFilter>>,
         /// Only the temporary ones instead of only the others.
         #[oai(default)]
-        temporary: Query<bool>,
+        temporary: Query<Flag>,
         /// What to order by.
         #[oai(default)]
         order: Query<Order>,
@@ -289,8 +280,8 @@ impl SessionsApi {
         let direction = direction.0.unwrap_or(Direction::Desc);
         let filter = SessionFilter {
             user: user_id.0,
-            is_active: is_active.0,
-            temporary: temporary.0,
+            is_active: is_active.0.map(|flag| flag.0),
+            temporary: temporary.0.0,
             metadata: metadata.0.unwrap_or_default().0,
         };
         let listing = Listing::of(&["sessions", order_name, direction.sql().1, &format!("{filter:?}")]);

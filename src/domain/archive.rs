@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{
     clock::Timestamp,
     ids::{RequestId, SessionId},
-    json::{MAX_DEPTH, Metadata, is_deeper, read_value},
+    json::{self, MAX_DEPTH, Metadata, TWICE, Unread, is_deeper, read_value},
     memory::{MAX_FACT_KEY, MAX_FACT_VALUE, ProfileTurns, WorkingMemory},
     session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
     text::{check, refuse_nul, refuse_nul_in},
@@ -620,10 +620,13 @@ impl Reader {
             let problem = format!("must not nest deeper than {}", MAX_DEPTH + 1);
             return Err(self.bad(BadKind::Invalid, None, problem));
         }
-        let value: Value = serde_json::from_slice(bytes).map_err(|error| {
-            let (column, error) = (error.column(), error.to_string());
-            let problem = error.split(" at line ").next().unwrap_or_default();
-            self.bad(BadKind::NotJson, None, format!("is not JSON: {problem} (column {column})"))
+        let value = json::parse(bytes).map_err(|unread| match unread {
+            Unread::NotJson(error) => {
+                let (column, error) = (error.column(), error.to_string());
+                let problem = error.split(" at line ").next().unwrap_or_default();
+                self.bad(BadKind::NotJson, None, format!("is not JSON: {problem} (column {column})"))
+            }
+            Unread::Twice(field) => self.bad(BadKind::Invalid, Some(field), TWICE),
         })?;
         read_line(value).map_err(|(field, problem)| {
             let field = Some(field).filter(|field| !field.is_empty() && field != ".");

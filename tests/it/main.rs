@@ -10,6 +10,7 @@ mod failures;
 mod finding;
 mod forks;
 mod harness;
+mod hostile;
 mod house;
 mod idempotency;
 mod learning;
