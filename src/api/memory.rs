@@ -133,7 +133,7 @@ fn read<T: ParseFromJSON>(text: String) -> Result<T, ApiError> {
 /// What to change about a session's memory; absent fields stay as they are.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct MemoryChange {
+pub(super) struct MemoryChange {
     /// A merge patch (RFC 7396): keys given are set, keys given as null are removed. At most 64 KiB in all.
     #[oai(nullable)]
     working_memory: Option<WorkingMemory>,

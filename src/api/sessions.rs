@@ -36,7 +36,7 @@ use crate::{
 /// A new session; every field may be left out.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct NewSession {
+pub(super) struct NewSession {
     /// Whose session it is; `default_user` if absent, a bucket that anonymous callers share.
     #[oai(nullable)]
     user_id: Option<UserId>,
@@ -58,7 +58,7 @@ struct NewSession {
 /// What to change about a session; absent fields stay as they are.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct SessionChange {
+pub(super) struct SessionChange {
     /// Null clears it.
     #[oai(nullable)]
     title: MaybeUndefined<Title>,
@@ -79,7 +79,7 @@ struct SessionChange {
 /// A copy of a session; every field may be left out.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct NewFork {
+pub(super) struct NewFork {
     /// The last turn that the fork holds; the last completed one if absent.
     #[oai(nullable, validator(minimum(value = "1")))]
     turn: Option<i64>,
