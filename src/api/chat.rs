@@ -35,7 +35,7 @@ use crate::{
 
 /// A message to a session.
 #[derive(Object, Deserialize)]
-struct ChatRequest {
+pub(super) struct ChatRequest {
     /// What the user says. White space around it is cut off; 32,000 characters at most unless the server is set
     /// otherwise.
     message: MessageText,

@@ -1,13 +1,13 @@
 //! Request headers that change what a request does. They are read as bytes: what a stock reader cannot decode would
 //! silently count as absent.
 
-use poem::{Request, RequestBody, Result, http::header};
+use poem::{Request, RequestBody, Result};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
     registry::{MetaParamIn, MetaSchema, MetaSchemaRef},
 };
 
-use super::{error::ApiError, idempotency};
+use super::{error::ApiError, idempotency, wire::digits};
 use crate::domain::session::IfMatch;
 
 /// The `Idempotency-Key` of a request.
@@ -68,10 +68,18 @@ header_parameter!(
 header_parameter!(
     IfMatchHeader,
     "If-Match",
-    MetaSchema { example: Some("\"5b1e0d2c4a6f8e70\"".into()), ..MetaSchema::new("string") },
-    |value| match std::str::from_utf8(value) {
-        Ok(tags) if !tags.trim().is_empty() => Ok(IfMatch::new(tags)),
-        _ => Err(ApiError::field(header::IF_MATCH.as_str(), "must be * or a list of ETags")),
+    MetaSchema {
+        min_length: Some(1),
+        pattern: Some("^[ -~]*[!-~][ -~]*$".to_owned()),
+        example: Some("\"5b1e0d2c4a6f8e70\"".into()),
+        ..MetaSchema::new("string")
+    },
+    |value| {
+        let printable = value.iter().all(|byte| (b' '..=b'~').contains(byte));
+        match std::str::from_utf8(value) {
+            Ok(tags) if printable && !tags.trim().is_empty() => Ok(IfMatch::new(tags)),
+            _ => Err(ApiError::field("If-Match", "must be * or a list of ETags")),
+        }
     }
 );
 
@@ -84,7 +92,7 @@ header_parameter!(
         ..MetaSchema::new_with_format("integer", "int64")
     },
     |value| {
-        let offset = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
+        let offset = std::str::from_utf8(value).ok().and_then(|text| digits(text.trim()));
         offset.ok_or_else(|| ApiError::field("Last-Event-ID", "must be the id of an event of this stream"))
     }
 );

@@ -16,7 +16,7 @@ use super::{
     error::ApiError,
     headers::IfMatchHeader,
     json::Body,
-    wire::{MessageText, SessionRef, TokenBudget},
+    wire::{DraftText, SessionRef, TokenBudget},
 };
 use crate::{
     app::App,
@@ -133,7 +133,7 @@ fn read<T: ParseFromJSON>(text: String) -> Result<T, ApiError> {
 /// What to change about a session's memory; absent fields stay as they are.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct MemoryChange {
+pub(super) struct MemoryChange {
     /// A merge patch (RFC 7396): keys given are set, keys given as null are removed. At most 64 KiB in all.
     #[oai(nullable)]
     working_memory: Option<WorkingMemory>,
@@ -303,7 +303,7 @@ impl MemoryApi {
         /// The most tokens; the server's own budget if absent.
         max_tokens: Query<Option<TokenBudget>>,
         /// The message that would be sent.
-        message: Query<Option<MessageText>>,
+        message: Query<Option<DraftText>>,
     ) -> Result<Found<ContextView>, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let id = session_id.id.ok_or_else(not_found)?;

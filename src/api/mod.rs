@@ -24,6 +24,7 @@ mod wire;
 
 use std::{collections::HashMap, sync::Arc};
 
+use percent_encoding::percent_decode_str;
 use poem::{
     Endpoint, EndpointExt, Error, Request, Response, Route, RouteMethod,
     endpoint::{BoxEndpoint, make_sync},
@@ -37,7 +38,7 @@ pub use json::BodyLimit;
 pub use place::Place;
 
 use crate::app::App;
-use error::ApiError;
+use error::{ApiError, Code};
 
 /// The groups of operations, in reading order.
 #[derive(Clone, Copy, Tags)]
@@ -148,6 +149,9 @@ fn only(methods: HashMap<Method, BoxEndpoint<'static>>) -> impl Endpoint {
 
 /// Parses the query for poem-openapi's parameters, as its own routing would.
 async fn with_query(mut request: Request) -> poem::Result<Request> {
+    // The reader below would put a mark in place of what it cannot read, and names of users would be the same.
+    let query = percent_decode_str(request.uri().query().unwrap_or_default());
+    query.decode_utf8().map_err(|_| ApiError::new(Code::ValidationError, "The query must be in UTF-8"))?;
     let query: Vec<(String, String)> = request.params().unwrap_or_default();
     request.extensions_mut().insert(UrlQuery(query));
     Ok(request)

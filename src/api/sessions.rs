@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use poem::Result;
 use poem_openapi::{
-    ApiResponse, Enum, Object, OpenApi,
+    ApiResponse, Object, OpenApi,
     param::{Path, Query},
     types::{MaybeUndefined, ToJSON},
 };
@@ -18,7 +18,7 @@ use super::{
     headers::{IfMatchHeader, KeyHeader},
     idempotency::{self, Begun},
     json::{Body, Json, OptionalBody},
-    wire::{Cursor, Limit, MetadataFilter, SessionRef},
+    wire::{Cursor, Flag, Limit, MetadataFilter, Order, SessionRef},
 };
 use crate::{
     app::App,
@@ -37,7 +37,7 @@ use crate::{
 /// A new session; every field may be left out.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct NewSession {
+pub(super) struct NewSession {
     /// Whose session it is. If absent: the user to whom your key is bound, else `default_user`, a bucket that anonymous
     /// callers share. A bound key creates for nobody else (403).
     #[oai(nullable)]
@@ -60,7 +60,7 @@ struct NewSession {
 /// What to change about a session; absent fields stay as they are.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct SessionChange {
+pub(super) struct SessionChange {
     /// Null clears it.
     #[oai(nullable)]
     title: MaybeUndefined<Title>,
@@ -81,7 +81,7 @@ struct SessionChange {
 /// A copy of a session; every field may be left out.
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
-struct NewFork {
+pub(super) struct NewFork {
     /// The last turn that the fork holds; the last completed one if absent.
     #[oai(nullable, validator(minimum(value = "1")))]
     turn: Option<i64>,
@@ -166,15 +166,6 @@ enum Deleted {
     /// The session and all that came from it are gone.
     #[oai(status = 200)]
     Deleted(Json<Deletion>),
-}
-
-/// What sessions are ordered by.
-#[derive(Clone, Copy, Debug, Default, Enum)]
-#[oai(rename_all = "snake_case")]
-enum Order {
-    #[default]
-    LastActivity,
-    CreatedAt,
 }
 
 impl SessionView {
@@ -265,13 +256,13 @@ impl SessionsApi {
         /// Only this user's.
         user_id: Query<Option<UserId>>,
         /// Only those that are active, or are not.
-        is_active: Query<Option<bool>>,
+        is_active: Query<Option<Flag>>,
         /// Only those whose metadata has all these top-level keys with equal values: a JSON object of at most 16 keys
         /// and 1,024 bytes.
         metadata: Query<Option<MetadataFilter>>,
         /// Only the temporary ones instead of only the others.
         #[oai(default)]
-        temporary: Query<bool>,
+        temporary: Query<Flag>,
         /// What to order by.
         #[oai(default)]
         order: Query<Order>,
@@ -291,8 +282,8 @@ impl SessionsApi {
         let direction = direction.0.unwrap_or(Direction::Desc);
         let filter = SessionFilter {
             user: user_id.0,
-            is_active: is_active.0,
-            temporary: temporary.0,
+            is_active: is_active.0.map(|flag| flag.0),
+            temporary: temporary.0.0,
             metadata: metadata.0.unwrap_or_default().0,
         };
         let listing = Listing::of(&["sessions", order_name, direction.sql().1, &format!("{filter:?}")]);

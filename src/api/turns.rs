@@ -127,7 +127,7 @@ pub(super) fn seconds(micros: i64) -> f64 {
 
 /// Turns made elsewhere.
 #[derive(Object, Deserialize)]
-struct NewTurns {
+pub(super) struct NewTurns {
     /// In the order in which they were made; all are added, or none.
     #[oai(validator(min_items = "1", max_items = "100"))]
     turns: Vec<NewTurnView>,

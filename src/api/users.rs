@@ -100,7 +100,7 @@ impl UserMemory {
 
 /// What to change about a user's facts.
 #[derive(Object, Deserialize)]
-struct UserMemoryChange {
+pub(super) struct UserMemoryChange {
     /// A merge patch (RFC 7396) of the values: null forgets a fact. Names have 1 to 128 characters, values at most 4 KiB
     /// of JSON; at most 500 facts are kept about a user.
     facts: Facts,

@@ -4,7 +4,7 @@
 //! in the document and writes answers. The schemas are inline: a described field that refers to a component
 //! becomes an `allOf` that several client generators drop.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, str::FromStr};
 
 use poem_openapi::{
     registry::{MetaSchema, MetaSchemaRef},
@@ -17,7 +17,7 @@ use super::{error::ApiError, users::Facts};
 use crate::domain::{
     clock::Timestamp,
     ids::{RequestId, SessionId},
-    json::{JsonObject, Metadata, is_too_deep},
+    json::{self, JsonObject, Metadata, TWICE, Unread, is_too_deep},
     key::{KeyId, KeyName, Scope},
     memory::WorkingMemory,
     page::{Direction, Listing, Position},
@@ -95,12 +95,27 @@ macro_rules! read_parameter {
                 let read: fn(&str) -> Result<Self, String> = $read;
                 read(text).map_err(ParseError::custom)
             }
+
+            // Of several, another reader may take another.
+            fn parse_from_parameters<I: IntoIterator<Item = A>, A: AsRef<str>>(texts: I) -> ParseResult<Self> {
+                let mut texts = texts.into_iter();
+                match (texts.next(), texts.next()) {
+                    (Some(text), None) => Self::parse_from_parameter(text.as_ref()),
+                    (None, _) => Err(ParseError::expected_input()),
+                    (_, Some(_)) => Err(ParseError::custom(TWICE)),
+                }
+            }
         }
     )*};
 }
 
 fn from_json<T: Type + DeserializeOwned>(value: Value) -> ParseResult<T> {
     serde_json::from_value(value).map_err(ParseError::custom)
+}
+
+/// Reads a number that is written in nothing but digits.
+pub(super) fn digits<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn text(min: usize, max: usize, example: &str) -> MetaSchema {
@@ -201,7 +216,8 @@ read_parameter!(TurnStatus: |text| {
     known.ok_or_else(|| format!("must be one of {}", Self::ALL.map(Self::as_str).join(", ")))
 });
 
-/// A message as it is sent: any text without U+0000; how long it may be is a setting.
+/// A message as it is sent: any text without U+0000. How long it may be is a setting, and that it must not be blank is
+/// found out later.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub struct MessageText(pub String);
@@ -216,9 +232,21 @@ impl TryFrom<String> for MessageText {
 wire!(
     MessageText,
     "MessageText",
-    MetaSchema { example: Some("What's my name?".into()), ..MetaSchema::new("string") },
+    MetaSchema { min_length: Some(1), ..matching("\\S", "What's my name?") },
     |message| message.0.as_str().into()
 );
+
+/// A message that might be sent: any text without U+0000, also none.
+#[derive(Clone, Debug)]
+pub struct DraftText(pub String);
+
+wire!(
+    DraftText,
+    "DraftText",
+    MetaSchema { example: Some("What's my name?".into()), ..MetaSchema::new("string") },
+    |draft| draft.0.as_str().into()
+);
+read_parameter!(DraftText: |text| refuse_nul(text).map(|()| Self(text.to_owned())));
 
 /// What was answered elsewhere: any text without U+0000, also none.
 #[derive(Clone, Debug, Deserialize)]
@@ -259,7 +287,7 @@ impl TokenBudget {
 
 wire!(TokenBudget, "TokenBudget", integer(1, Some(Self::MAX)), |budget| budget.0.into());
 read_parameter!(TokenBudget: |text| {
-    let budget = text.parse().ok().filter(|budget| (1..=i64::from(Self::MAX)).contains(budget));
+    let budget = digits(text).filter(|budget| (1..=i64::from(Self::MAX)).contains(budget));
     budget.map(Self).ok_or_else(|| format!("must be a number from 1 to {}", Self::MAX))
 });
 
@@ -325,7 +353,6 @@ impl TryFrom<i64> for MaxTokens {
 }
 
 wire!(MaxTokens, "MaxTokens", integer(1, Some(Self::MAX)), |tokens| { tokens.0.into() });
-read_parameter!(MessageText: |text| text.to_owned().try_into());
 read_json!(MessageText, ResponseText, ModelName, Temperature, MaxTokens);
 
 /// A session named in a path. Text that is no id names no session, so reading it never fails.
@@ -356,7 +383,7 @@ pub struct TurnRef {
 }
 
 wire!(TurnRef, "TurnRef", integer(1, None), |turn| turn.text.as_str().into());
-read_parameter!(TurnRef: |text| Ok(Self { text: text.to_owned(), turn: text.parse().ok() }));
+read_parameter!(TurnRef: |text| Ok(Self { text: text.to_owned(), turn: digits(text) }));
 
 /// How many items a page has at most.
 #[derive(Clone, Copy, Debug)]
@@ -370,7 +397,7 @@ impl Default for Limit {
 
 wire!(Limit, "Limit", integer(1, Some(100)), |limit| limit.0.into());
 read_parameter!(Limit: |text| {
-    let limit = text.parse().ok().filter(|limit| (1..=100).contains(limit));
+    let limit = digits(text).filter(|limit| (1..=100).contains(limit));
     limit.map(Self).ok_or_else(|| "must be a number from 1 to 100".to_owned())
 });
 
@@ -404,6 +431,40 @@ read_parameter!(Direction: |text| match text {
     _ => Err("must be asc or desc".to_owned()),
 });
 
+/// True or false.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flag(pub bool);
+
+wire!(Flag, "Flag", MetaSchema::new("boolean"), |flag| flag.0.into());
+read_parameter!(Flag: |text| match text {
+    "true" => Ok(Self(true)),
+    "false" => Ok(Self(false)),
+    _ => Err("must be true or false".to_owned()),
+});
+
+/// What sessions are ordered by.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Order {
+    #[default]
+    LastActivity,
+    CreatedAt,
+}
+
+wire!(
+    Order,
+    "Order",
+    MetaSchema { enum_items: vec!["last_activity".into(), "created_at".into()], ..MetaSchema::new("string") },
+    |order| match order {
+        Order::LastActivity => "last_activity".into(),
+        Order::CreatedAt => "created_at".into(),
+    }
+);
+read_parameter!(Order: |text| match text {
+    "last_activity" => Ok(Self::LastActivity),
+    "created_at" => Ok(Self::CreatedAt),
+    _ => Err("must be last_activity or created_at".to_owned()),
+});
+
 /// Top-level keys of metadata that must all be equal, as a JSON object.
 #[derive(Clone, Debug, Default)]
 pub struct MetadataFilter(pub Map<String, Value>);
@@ -423,7 +484,11 @@ read_parameter!(MetadataFilter: |text| {
         return Err("must not nest deeper than 32".to_owned());
     }
     // Every row of the listing is compared with it.
-    let object: Result<JsonObject<1024>, _> = serde_json::from_str(text);
+    let object: Result<JsonObject<1024>, String> = match json::parse(text.as_bytes()) {
+        Ok(Value::Object(map)) => map.try_into(),
+        Err(Unread::Twice(key)) => return Err(format!("{key} {TWICE}")),
+        _ => Err(String::new()),
+    };
     let object = object.map_err(|_| "must be a JSON object of at most 1024 bytes".to_owned())?;
     match object.as_map().len() {
         0..=16 => Ok(Self(object.as_map().clone())),

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{
     clock::Timestamp,
     ids::{RequestId, SessionId},
-    json::{MAX_DEPTH, Metadata, is_deeper, read_value},
+    json::{self, MAX_DEPTH, Metadata, TWICE, Unread, is_deeper, read_value},
     memory::{MAX_FACT_KEY, MAX_FACT_VALUE, ProfileTurns, WorkingMemory},
     session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
     text::{check, refuse_nul, refuse_nul_in},
@@ -620,10 +620,13 @@ impl Reader {
             let problem = format!("must not nest deeper than {}", MAX_DEPTH + 1);
             return Err(self.bad(BadKind::Invalid, None, problem));
         }
-        let value: Value = serde_json::from_slice(bytes).map_err(|error| {
-            let (column, error) = (error.column(), error.to_string());
-            let problem = error.split(" at line ").next().unwrap_or_default();
-            self.bad(BadKind::NotJson, None, format!("is not JSON: {problem} (column {column})"))
+        let value = json::parse(bytes).map_err(|unread| match unread {
+            Unread::NotJson(error) => {
+                let (column, error) = (error.column(), error.to_string());
+                let problem = error.split(" at line ").next().unwrap_or_default();
+                self.bad(BadKind::NotJson, None, format!("is not JSON: {problem} (column {column})"))
+            }
+            Unread::Twice(field) => self.bad(BadKind::Invalid, Some(field), TWICE),
         })?;
         read_line(value).map_err(|(field, problem)| {
             let field = Some(field).filter(|field| !field.is_empty() && field != ".");
@@ -808,7 +811,7 @@ impl End {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use proptest::{collection::vec, prelude::*, sample::select};
     use serde_json::json;
 
     use super::*;
@@ -865,6 +868,7 @@ mod tests {
             while let Some(item) = reader.item()? {
                 items.push(item);
             }
+            assert!(reader.buffer.len() <= MAX_LINE + portion);
         }
         reader.finish().map(|()| items)
     }
@@ -875,6 +879,69 @@ mod tests {
             _ => None,
         });
         turns.collect()
+    }
+
+    /// The lines of an archive with one of each kind.
+    fn everything() -> Vec<Value> {
+        let (mut writer, mut out, session) = (Writer::default(), Vec::new(), session());
+        writer.begin(&mut out, Of::User, Timestamp::from_millis(0)).unwrap();
+        writer.session(&mut out, &session, 1).unwrap();
+        let piece = Piece { field: Field::Response, text: Text("so ".to_owned()) };
+        writer.line(&mut out, &Line::Piece(piece)).unwrap();
+        let mut turn = TurnLine::of(turn(session.session.id, 1, "Hello", "")).0;
+        turn.message = Some(Text("Hello".to_owned()));
+        writer.line(&mut out, &Line::Turn(Box::new(turn))).unwrap();
+        writer.turns += 1;
+        writer.end_session(&mut out).unwrap();
+        let (user_id, key, value) = (UserId::default(), "name".to_owned(), json!("Ann"));
+        let (session_id, updated_at) = (Some(session.session.id), Timestamp::from_millis(1));
+        writer
+            .fact(&mut out, ArchivedFact { user_id, key, value, session_id, turn: Some(1), updated_at })
+            .unwrap();
+        writer.end(&mut out).unwrap();
+        assert_eq!(read(&out, 100).unwrap().len(), 4);
+        out.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    /// The bytes of these lines, with the digests that they have now unless they were taken out.
+    fn sealed(lines: Vec<Value>) -> Vec<u8> {
+        let (mut out, mut all, mut own) = (Vec::new(), Sha256::new(), Sha256::new());
+        for (number, mut line) in lines.into_iter().enumerate() {
+            match line["type"].as_str() {
+                Some("session_end") if line["digest"].is_string() => line["digest"] = digest(&own).into(),
+                Some("end") if line["digest"].is_string() => line["digest"] = digest(&all).into(),
+                _ => {}
+            }
+            let line = format!("{line}\n");
+            if number > 0 {
+                all.update(&line);
+                own.update(&line);
+            }
+            out.extend(line.into_bytes());
+        }
+        out
+    }
+
+    /// What may stand in a field that was not written by us.
+    fn any_value() -> impl Strategy<Value = Value> {
+        const KNOWN: &[&str] = &[
+            "session", "turn", "deleted", "completed", "\0", "2024-01-01T12:00:00.000Z",
+            "session_00000000000000aa",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            (-2..3).prop_map(Value::from),
+            select(KNOWN).prop_map(Value::from),
+            "(?s:.{0,9})".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 20, 4, |inner| {
+            const FIELDS: &[&str] = &["session_id", "turn", "code", "message", "prompt_tokens", "a"];
+            let object = vec((select(FIELDS), inner.clone()), 0..4);
+            prop_oneof![vec(inner, 0..3).prop_map(Value::from), object.prop_map(Value::from_iter)]
+        })
     }
 
     #[test]
@@ -927,7 +994,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_texts_come_back_whatever_the_portions(
-            given in proptest::collection::vec(("[^\0]*", "[^\0]*"), 1..5), portion in 1_usize..5000,
+            given in vec(("[^\0]*", "[^\0]*"), 1..5), portion in 1_usize..5000,
         ) {
             let given: Vec<_> = given.iter().map(|(message, response)| [&**message, &**response]).collect();
             prop_assert_eq!(texts(read(&archive(&given), portion).unwrap()), given);
@@ -941,6 +1008,30 @@ mod tests {
             let at = lines[0] + at % (archive.len() - lines[0] - 1);
             archive[at] ^= 1 << bit;
             prop_assert!(read(&archive, 100).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_refused(bytes: Vec<u8>, lines in vec("[^\n]{0,40}", 0..5), portion in 1_usize..50) {
+            prop_assert!(read(&bytes, portion).is_err());
+            let begun = [archive(&[]), bytes].concat();
+            prop_assert!(read(&begun, portion).is_err());
+            prop_assert!(read(lines.join("\n").as_bytes(), portion).is_err());
+        }
+
+        #[test]
+        fn lines_that_were_moved_doubled_or_dropped_are_found(order in vec(0_usize..7, 0..10)) {
+            let archive = archive(&[["Hello", "Hi"], ["a", "b"]]);
+            let lines: Vec<&[u8]> = archive.split_inclusive(|b| *b == b'\n').collect();
+            let changed = order.iter().filter_map(|at| lines.get(*at).copied()).collect::<Vec<_>>().concat();
+            prop_assert!(changed == archive || read(&changed, 100).is_err());
+        }
+
+        #[test]
+        fn whatever_a_field_holds_it_is_read_or_refused(line in 1_usize..7, at in any::<usize>(), value in any_value()) {
+            let mut archive = everything();
+            let fields: Vec<String> = archive[line].as_object().unwrap().keys().cloned().collect();
+            archive[line][&fields[at % fields.len()]] = value;
+            let _ = read(&sealed(archive), 100);
         }
     }
 }

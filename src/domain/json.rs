@@ -1,6 +1,11 @@
 //! JSON values of callers: what may be kept, and how they are changed.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::{Map, Value};
 
 use super::text::{refuse_nul, refuse_nul_in};
@@ -77,6 +82,99 @@ fn merge(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
     }
 }
 
+/// Why a text was not read.
+#[derive(Debug)]
+pub enum Unread {
+    /// It is no JSON.
+    NotJson(serde_json::Error),
+    /// It gives a key twice: the path of that.
+    Twice(String),
+}
+
+/// What is wrong with a key that is given twice.
+pub const TWICE: &str = "must be given once";
+
+/// Reads a JSON text in which no object gives a key twice: of two, one reader takes the first and another the last,
+/// and what the first has checked is not what the second does.
+pub fn parse(json: &[u8]) -> Result<Value, Unread> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let mut value = || {
+        let value = Reader { again: false }.deserialize(&mut reader)?;
+        reader.end().map(|()| value)
+    };
+    value().map_err(|error| if error.is_data() { Unread::Twice(twice(json)) } else { Unread::NotJson(error) })
+}
+
+/// The path of the first key that is given twice. Keeping track of it takes as long as reading does.
+fn twice(json: &[u8]) -> String {
+    let mut track = serde_path_to_error::Track::new();
+    let reader = &mut serde_json::Deserializer::from_slice(json);
+    let _ = Reader { again: false }.deserialize(serde_path_to_error::Deserializer::new(reader, &mut track));
+    track.path().to_string()
+}
+
+/// Reads a value, unless its key has been there already.
+struct Reader {
+    again: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Reader {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        if self.again { Err(D::Error::custom(TWICE)) } else { from.deserialize_any(self) }
+    }
+}
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(text.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(Self { again: false })? {
+            list.push(item);
+        }
+        Ok(list.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let value = entries.next_value_seed(Self { again: map.contains_key(&key) })?;
+            map.insert(key, value);
+        }
+        Ok(map.into())
+    }
+}
+
 /// Reads a JSON value into `T`; where it does not fit, the field and what to mend.
 pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, (String, String)> {
     serde_path_to_error::deserialize(value).map_err(|error| {
@@ -147,6 +245,24 @@ mod tests {
             [json!({"a": "\0"}), json!({"\0": 1}), json!({"a": [{"b": "x\0"}]}), json!({"a": {"\0": 1}})]
         {
             assert!(metadata(value.clone()).unwrap_err().contains("U+0000"), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_given_twice_is_named() {
+        for (text, path) in [
+            (r#"{"a": 1, "a": 1}"#, "a"),
+            (r#"{"a": {"b": [0, {"c": 1, "c": 2}]}}"#, "a.b[1].c"),
+            (r#"{"a": 1, "\u0061": 2}"#, "a"),
+            (r#"[{"": 1, "b": {}, "": 1, "broken"#, "[0]."),
+        ] {
+            assert!(matches!(parse(text.as_bytes()), Err(Unread::Twice(found)) if found == path), "{text}");
+        }
+        for text in [r#"{"a": {"a": 1}, "A": 1}"#, r#"[{"a": 1}, {"a": 1}]"#] {
+            assert_eq!(parse(text.as_bytes()).unwrap().to_string(), text.replace(' ', ""));
+        }
+        for text in ["", "{} {}", "{\"a\": 1", "1e400", "\"\\ud800\"", "\u{feff}{}", "{\"a\": 1,}"] {
+            assert!(matches!(parse(text.as_bytes()), Err(Unread::NotJson(_))), "{text}");
         }
     }
 

@@ -1,7 +1,5 @@
 //! Pages of a listing: how many, which way, and where the last one ended.
 
-use std::fmt::Write as _;
-
 use super::ids::{digest, parse_hex};
 
 /// Which way a listing runs.
@@ -43,23 +41,17 @@ pub struct Position {
 }
 
 impl Position {
-    /// The cursor that leads on from here.
+    /// The cursor that leads on from here: the position, and a digest of it and the listing.
     pub fn cursor(self, listing: Listing) -> String {
-        let mut text = String::with_capacity(48);
-        for bits in [listing.0, self.key, self.id] {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{bits:016x}");
-        }
-        text
+        let position = format!("{:016x}{:016x}", self.key, self.id);
+        format!("{position}{:016x}", digest(&[&listing.0.to_string(), &position]))
     }
 
-    /// Reads a cursor; `None` if it was not issued for this listing.
+    /// Reads a cursor; `None` if it was not issued for this listing, or was changed since.
     pub fn parse(cursor: &str, listing: Listing) -> Option<Self> {
         let part = |i: usize| cursor.get(i * 16..(i + 1) * 16).and_then(parse_hex);
-        if cursor.len() != 48 || part(0)? != listing.0 {
-            return None;
-        }
-        Some(Self { key: part(1)?, id: part(2)? })
+        let position = Self { key: part(0)?, id: part(1)? };
+        (position.cursor(listing) == cursor).then_some(position)
     }
 }
 
@@ -87,6 +79,8 @@ impl<T> Page<T> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -103,6 +97,24 @@ mod tests {
         let listing = Listing::of(&["x"]);
         for text in ["", "abc", &"0".repeat(48), &"é".repeat(24), &"g".repeat(48)] {
             assert_eq!(Position::parse(text, listing), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_as_no_cursor(text in "\\PC*|[0-9a-f]{48}", listing: i64) {
+            prop_assert_eq!(Position::parse(&text, Listing(listing)), None);
+        }
+
+        #[test]
+        fn a_changed_cursor_is_refused(key: i64, id: i64, listing: i64, at in 0_usize..48, c in "[0-9a-f]") {
+            let (position, listing) = (Position { key, id }, Listing(listing));
+            let cursor = position.cursor(listing);
+            prop_assert_eq!(Position::parse(&cursor, listing), Some(position));
+            let mut changed = cursor.clone();
+            changed.replace_range(at..=at, &c);
+            prop_assert!(changed == cursor || Position::parse(&changed, listing).is_none());
+            prop_assert_eq!(Position::parse(&cursor.to_uppercase(), listing).is_some(), cursor == cursor.to_uppercase());
         }
     }
 }

@@ -232,7 +232,7 @@ on_both! {
         server.session(json!({"user_id": "bob"})).await;
         let erased = server.delete("/users/ann").await;
         assert_eq!(erased.data(), &json!({"user_id": "ann", "removed": {
-            "sessions": 2, "turns": 3, "facts": 4, "search_entries": 3, "remembered_answers": 2,
+            "sessions": 2, "turns": 3, "facts": 4, "search_entries": 3, "remembered_answers": 2, "keys": 0,
         }}));
     }
 

@@ -13,6 +13,7 @@ mod failures;
 mod finding;
 mod forks;
 mod harness;
+mod hostile;
 mod house;
 mod idempotency;
 mod jwt;
