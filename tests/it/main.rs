@@ -12,6 +12,7 @@ mod forks;
 mod harness;
 mod house;
 mod idempotency;
+mod isolation;
 mod keys;
 mod learning;
 mod memory;
