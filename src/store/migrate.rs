@@ -37,8 +37,8 @@ macro_rules! migrations {
 
 fn migrations(kind: Kind) -> Vec<Migration> {
     match kind {
-        Kind::Sqlite => migrations!("sqlite": 1 "0001_init", 2 "0002_search_and_memory"),
-        Kind::Postgres => migrations!("postgres": 1 "0001_init", 2 "0002_search_and_memory"),
+        Kind::Sqlite => migrations!("sqlite": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access"),
+        Kind::Postgres => migrations!("postgres": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access"),
     }
 }
 
