@@ -408,10 +408,11 @@ impl SessionsApi {
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
         // In a task of its own: a client that leaves does not leave a session half removed.
         let (store, only_if) = (self.0.store.clone(), if_match.0.map(OnlyIf::Matches));
+        let tenant = caller.tenant;
         let deleted =
             self.0.tasks.spawn(async move { store.delete_session(&caller, id, only_if, now).await });
         match deleted.await.map_err(|_| ApiError::internal())?? {
-            store::Deleted::Gone => self.0.engine.session_deleted(id),
+            store::Deleted::Gone => self.0.engine.session_deleted(tenant, id),
             store::Deleted::Unknown => return Err(not_found()),
             store::Deleted::Changed => return Err(ApiError::precondition_failed()),
         }

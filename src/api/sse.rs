@@ -219,12 +219,12 @@ impl Type for StreamEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{chat::live::Live, model::Listener};
+    use crate::{chat::live::Live, domain::caller::TenantId, model::Listener};
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_stream_shows_a_sign_of_life_every_fifteen_seconds() {
         let live = Live::default();
-        let entered = live.enter((SessionId::random(), 1));
+        let entered = live.enter((TenantId::DEFAULT, SessionId::random(), 1));
         let reader = entered.running.listen(0).unwrap();
         let mut events = EventStream::new(SessionId::random(), None, reader.into(), 0, RequestId::random());
         let started = tokio::time::Instant::now();

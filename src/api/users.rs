@@ -148,7 +148,7 @@ impl UsersApi {
         // In a task of its own: a client that leaves does not leave a user half erased.
         let (app, user) = (self.0.clone(), user_id.0.clone());
         let erased = self.0.tasks.spawn(async move {
-            let gone = |session| app.engine.session_deleted(session);
+            let gone = |session| app.engine.session_deleted(caller.tenant, session);
             app.store.erase_user(&caller, &user, app.clock.now(), gone).await
         });
         let erased = erased.await.map_err(|_| ApiError::internal())??;

@@ -222,7 +222,7 @@ impl Engine {
         let store = &self.0.store;
         let Some(kept) = store.session(caller, session).await? else { return Ok(Followed::UnknownSession) };
         // Whoever runs here is asked first: it may end between the two looks, but not begin.
-        if let Some(running) = self.0.live.get(session, turn) {
+        if let Some(running) = self.0.live.get((caller.tenant, session, turn)) {
             return Ok(running
                 .listen(offset)
                 .map_or(Followed::NoSuchOffset, |r| Followed::Listening(r.into())));
@@ -245,19 +245,19 @@ impl Engine {
     ) -> Result<Cancelled, store::Error> {
         let cancelled = self.0.store.cancel_turn(caller, session, turn, self.0.clock.now()).await?;
         if cancelled == Cancelled::Done {
-            self.0.live.cancel(session, turn);
+            self.0.live.cancel((caller.tenant, session, turn));
         }
         Ok(cancelled)
     }
 
     /// Ends the work on a session's turns, if any runs here: the session is gone.
-    pub fn session_deleted(&self, session: SessionId) {
-        self.0.live.cancel_all(session);
+    pub fn session_deleted(&self, tenant: TenantId, session: SessionId) {
+        self.0.live.cancel_all(tenant, session);
     }
 
     /// Ends the work on a turn that was cancelled at another server.
-    pub fn cancelled_elsewhere(&self, session: SessionId, turn: i64) {
-        self.0.live.cancel(session, turn);
+    pub fn cancelled_elsewhere(&self, tenant: TenantId, session: SessionId, turn: i64) {
+        self.0.live.cancel((tenant, session, turn));
     }
 
     /// Adds turns made elsewhere to a session in which none runs. Rules learn from their messages.
@@ -287,7 +287,7 @@ impl Engine {
                 Ok(turns) => return Ok(turns),
                 Err(NotAdmitted::Invalid | NotAdmitted::OverBudget) => return Err(Error::InvalidSession),
                 Err(NotAdmitted::Busy { turn }) => {
-                    if !parts.clear_expired(session).await? {
+                    if !parts.clear_expired(caller.tenant, session).await? {
                         return Err(Error::Busy { turn });
                     }
                 }
@@ -366,7 +366,7 @@ impl Parts {
         };
         let outcome = match begun {
             Ok((key, admitted, place)) => {
-                let entered = self.live.enter((key.session, key.turn));
+                let entered = self.live.enter((key.tenant, key.session, key.turn));
                 if let Some(reader) = entered.running.listen(0) {
                     let _ = started.send(Started { session: key.session, turn: key.turn, reader });
                 }
@@ -535,7 +535,7 @@ impl Parts {
             match self.store.admit_turn(caller, admission.clone()).await {
                 Ok(Ok(admitted)) => {
                     if let Some(interrupted) = admitted.interrupted {
-                        self.live.cancel(session, interrupted);
+                        self.live.cancel((caller.tenant, session, interrupted));
                     }
                     let key = TurnKey { tenant: caller.tenant, session, turn: admitted.turn, lease_token };
                     return Ok((key, admitted, place));
@@ -546,7 +546,7 @@ impl Parts {
                     return Err(Error::OverBudget { budget, resets_in: admission.now.left_of_day() });
                 }
                 Ok(Err(NotAdmitted::Busy { turn })) => {
-                    if self.clear_expired(session).await? {
+                    if self.clear_expired(caller.tenant, session).await? {
                         continue;
                     }
                     if chat.on_busy == OnBusy::Reject || Instant::now() + BUSY_RETRY > deadline {
@@ -604,9 +604,9 @@ impl Parts {
     }
 
     /// Fails the session's running turn if its server is gone; tells whether it was.
-    async fn clear_expired(&self, session: SessionId) -> Result<bool, Error> {
+    async fn clear_expired(&self, tenant: TenantId, session: SessionId) -> Result<bool, Error> {
         let mut cleared = false;
-        for expired in self.store.expired_turns(Some(session), 1).await? {
+        for expired in self.store.expired_turns(Some((tenant, session)), 1).await? {
             cleared |= self.store.fail_expired_turn(expired, self.clock.now()).await?;
         }
         Ok(cleared)

@@ -9,9 +9,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Answered, Error};
-use crate::{domain::ids::SessionId, model::Listener};
+use crate::{
+    domain::{caller::TenantId, ids::SessionId},
+    model::Listener,
+};
 
-type Key = (SessionId, i64);
+/// The tenant, too: an archive that two of them imported is two sessions of one id.
+type Key = (TenantId, SessionId, i64);
 
 /// The turns that run in this server.
 #[derive(Clone, Default)]
@@ -56,21 +60,21 @@ impl Live {
         Entered { live: self.clone(), key, running }
     }
 
-    pub fn get(&self, session: SessionId, turn: i64) -> Option<Arc<Running>> {
-        self.turns().get(&(session, turn)).cloned()
+    pub fn get(&self, key: Key) -> Option<Arc<Running>> {
+        self.turns().get(&key).cloned()
     }
 
     /// Ends the work on a turn that was cancelled, if it runs here.
-    pub fn cancel(&self, session: SessionId, turn: i64) {
-        if let Some(running) = self.get(session, turn) {
+    pub fn cancel(&self, key: Key) {
+        if let Some(running) = self.get(key) {
             running.cancelled.cancel();
         }
     }
 
     /// Ends the work on every turn of a session that runs here.
-    pub fn cancel_all(&self, session: SessionId) {
+    pub fn cancel_all(&self, tenant: TenantId, session: SessionId) {
         let turns = self.turns();
-        let of_session = turns.iter().filter(|((id, _), _)| *id == session);
+        let of_session = turns.iter().filter(|((of, id, _), _)| (*of, *id) == (tenant, session));
         of_session.for_each(|(_, running)| running.cancelled.cancel());
     }
 

@@ -14,6 +14,10 @@ impl TenantId {
     /// The tenant `default`, to whom everything belongs while authentication is off. The first migration makes it.
     pub const DEFAULT: Self = Self(1);
 
+    pub fn from_number(number: i64) -> Self {
+        Self(number)
+    }
+
     /// The number.
     pub fn number(self) -> i64 {
         self.0

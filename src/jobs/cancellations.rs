@@ -7,5 +7,5 @@ use crate::{app::App, store::Result};
 
 /// Listens for as long as the connection holds.
 pub async fn listen(app: &App) -> Result<()> {
-    app.store.listen(|session, turn| app.engine.cancelled_elsewhere(session, turn)).await
+    app.store.listen(|tenant, session, turn| app.engine.cancelled_elsewhere(tenant, session, turn)).await
 }

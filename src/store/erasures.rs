@@ -8,7 +8,7 @@ use super::{
     db::{Reach, Tx},
     memory, search,
     sessions::{Cutoffs, SESSIONS},
-    turns::CANCELLED,
+    turns::tell_cancelled,
     writer::Write,
 };
 use crate::domain::{
@@ -94,7 +94,9 @@ impl Store {
             "DELETE FROM sessions WHERE tenant_id = $1 AND user_id = $2 RETURNING session_id, running_turn";
         let sessions: Vec<(SessionId, Option<i64>)> = tx.sql(remove).bind(tenant).bind(user).all().await?;
         for (session, running) in &sessions {
-            tell_cancelled(&mut tx, *session, *running).await?;
+            if let Some(turn) = running {
+                tell_cancelled(&mut tx, (tenant, *session, *turn)).await?;
+            }
         }
         let forget = "DELETE FROM facts WHERE tenant_id = $1 AND user_id = $2";
         let facts = tx.sql(forget).bind(tenant).bind(user).run().await?;
@@ -202,16 +204,10 @@ async fn remove_session(tx: &mut Tx, session: SessionId, tenant: TenantId) -> Re
     let remove = "DELETE FROM sessions WHERE session_id = $1 AND tenant_id = $2 RETURNING running_turn";
     let removed: Option<(Option<i64>,)> = tx.sql(remove).bind(session).bind(tenant).optional().await?;
     let Some((running,)) = removed else { return Ok(false) };
-    tell_cancelled(tx, session, running).await?;
-    Ok(true)
-}
-
-/// Tells every instance that a turn's work is for nothing, if one runs.
-async fn tell_cancelled(tx: &mut Tx, session: SessionId, running: Option<i64>) -> Result<()> {
     if let Some(turn) = running {
-        tx.notify(CANCELLED, format!("{} {turn}", session.number())).await?;
+        tell_cancelled(tx, (tenant, session, turn)).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What became of a wish to erase a turn.

@@ -44,7 +44,7 @@ use std::sync::Arc;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
-use crate::domain::ids::SessionId;
+use crate::domain::{caller::TenantId, ids::SessionId};
 use db::{Db, Reach};
 use writer::Writer;
 
@@ -76,7 +76,7 @@ impl Store {
     }
 
     /// Hears of turns that were cancelled at any instance, until the connection breaks. On SQLite nothing is heard.
-    pub async fn listen(&self, mut cancelled: impl FnMut(SessionId, i64)) -> Result<()> {
+    pub async fn listen(&self, mut cancelled: impl FnMut(TenantId, SessionId, i64)) -> Result<()> {
         let Some(options) = &self.news else { return std::future::pending().await };
         let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with((**options).clone());
         let mut listener = PgListener::connect_with(&pool).await?;
@@ -84,11 +84,10 @@ impl Store {
         listener.eager_reconnect(false);
         listener.listen(turns::CANCELLED).await?;
         while let Some(news) = listener.try_recv().await? {
-            let numbers = news.payload().split_once(' ');
-            let numbers =
-                numbers.and_then(|(session, turn)| Some((session.parse().ok()?, turn.parse().ok()?)));
-            if let Some((session, turn)) = numbers {
-                cancelled(SessionId::from_number(session), turn);
+            let numbers: Vec<i64> = news.payload().split(' ').filter_map(|part| part.parse().ok()).collect();
+            // Instances of before tenants had keys name none; what they tell is found when leases are renewed.
+            if let [tenant, session, turn] = numbers[..] {
+                cancelled(TenantId::from_number(tenant), SessionId::from_number(session), turn);
             }
         }
         Ok(())

@@ -63,7 +63,7 @@ pub struct Admission {
 /// How long a session is kept for a waiting message that does not ask again.
 pub const WAITS: Duration = Duration::from_secs(1);
 
-/// Where instances tell each other which turns were cancelled: session and turn, as numbers.
+/// Where instances tell each other which turns were cancelled: tenant, session and turn, as numbers.
 pub(super) const CANCELLED: &str = "atlus_cancelled";
 
 /// Where a message goes.
@@ -225,12 +225,18 @@ impl Store {
     }
 
     /// Up to `limit` running turns whose lease has run out, of one session or of all.
-    pub async fn expired_turns(&self, session: Option<SessionId>, limit: i64) -> Result<Vec<Expired>> {
+    pub async fn expired_turns(
+        &self,
+        session: Option<(TenantId, SessionId)>,
+        limit: i64,
+    ) -> Result<Vec<Expired>> {
         let now = self.db.clock().await?;
         let text =
             "SELECT session_id, tenant_id, turn FROM turns WHERE status = 'running' AND lease_expires_at < ";
-        let expired =
-            self.db.read(Reach::Everybody, text).push_bind(now).push_some(" AND session_id = ", session);
+        let reach = session.map_or(Reach::Everybody, |(tenant, _)| tenant.into());
+        let expired = self.db.read(reach, text).push_bind(now);
+        let expired = expired.push_some(" AND tenant_id = ", session.map(|(tenant, _)| tenant));
+        let expired = expired.push_some(" AND session_id = ", session.map(|(_, session)| session));
         Ok(expired.push(" LIMIT ").push_bind(limit).all().await?)
     }
 
@@ -720,9 +726,15 @@ impl Write for Cancel {
         .bind(turn)
         .run()
         .await?;
-        tx.notify(CANCELLED, format!("{} {turn}", session.number())).await?;
+        tell_cancelled(tx, (tenant, session, turn)).await?;
         Ok(Cancelled::Done)
     }
+}
+
+/// Tells every instance that the work on a turn is for nothing.
+pub(super) async fn tell_cancelled(tx: &mut Tx, turn: (TenantId, SessionId, i64)) -> Result<()> {
+    let (tenant, session, turn) = turn;
+    Ok(tx.notify(CANCELLED, format!("{} {} {turn}", tenant.number(), session.number())).await?)
 }
 
 /// Says that a running turn still runs.

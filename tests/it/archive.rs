@@ -96,6 +96,13 @@ fn long_session(id: &str, turns: usize) -> Vec<Value> {
     std::iter::once(first).chain(turns).collect()
 }
 
+/// The archive of a user's session with one turn.
+pub fn of_one_turn(id: &str, user: &str) -> String {
+    let mut lines = long_session(id, 1);
+    lines[0]["user_id"] = json!(user);
+    archive(&[lines], &[])
+}
+
 /// Everything that can be kept.
 fn everything() -> String {
     let mut first = session(ID);

@@ -1,6 +1,7 @@
 //! A real server on a database of its own; one per test.
 
 use std::{
+    collections::BTreeSet,
     ops::Deref,
     pin::Pin,
     process::Stdio,
@@ -145,6 +146,41 @@ impl Database {
         let line =
             |(table, value): (String, Vec<u8>)| format!("{table}: {}\n", String::from_utf8_lossy(&value));
         values.into_iter().map(line).collect::<String>().to_lowercase()
+    }
+
+    /// Everything that is kept of a tenant: every row, with its table's name.
+    pub async fn rows(&self, tenant: i64) -> BTreeSet<String> {
+        let mut rows = BTreeSet::new();
+        match self.kind {
+            Kind::Sqlite => {
+                let mut connection = SqliteConnection::connect(&self.direct).await.unwrap();
+                let tables = "SELECT t.name, group_concat('quote(\"' || c.name || '\")', ' || '','' || ') \
+                     FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' \
+                     GROUP BY t.name HAVING SUM(c.name = 'tenant_id') > 0";
+                let tables: Vec<(String, String)> =
+                    sqlx::query_as(tables).fetch_all(&mut connection).await.unwrap();
+                for (table, columns) in tables {
+                    let sql = format!("SELECT {columns} FROM {table} WHERE tenant_id = {tenant}");
+                    let found: Vec<String> =
+                        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
+                    rows.extend(found.into_iter().map(|row| format!("{table}: {row}")));
+                }
+            }
+            Kind::Postgres => {
+                let mut connection = PgConnection::connect(&self.direct).await.unwrap();
+                let tables = "SELECT table_name::text FROM information_schema.columns \
+                     WHERE table_schema = 'public' AND column_name = 'tenant_id'";
+                let tables: Vec<String> =
+                    sqlx::query_scalar(tables).fetch_all(&mut connection).await.unwrap();
+                for table in tables {
+                    let sql = format!("SELECT t::text FROM {table} t WHERE tenant_id = {tenant}");
+                    let found: Vec<String> =
+                        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut connection).await.unwrap();
+                    rows.extend(found.into_iter().map(|row| format!("{table}: {row}")));
+                }
+            }
+        }
+        rows
     }
 
     /// The bytes of its files, once nothing waits to be written there; `None` where it has none of its own.

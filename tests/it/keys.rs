@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{Answer, Client, Database, Process, Server, atlus, on_both},
-    schema::DOCUMENT,
+    schema::operations,
 };
 
 /// A server that asks for keys.
@@ -27,18 +27,6 @@ async fn made(admin: &Client, body: Value) -> Value {
 
 fn secret(key: &Value) -> &str {
     key["secret"].as_str().unwrap()
-}
-
-/// Every operation of the document: method, path with its parameters named, and the operation.
-pub fn operations() -> Vec<(Method, String, Value)> {
-    let paths = DOCUMENT["paths"].as_object().unwrap();
-    let each = paths.iter().flat_map(|(path, item)| {
-        let methods = item.as_object().unwrap().iter();
-        methods.map(|(method, operation)| {
-            (method.to_uppercase().parse().unwrap(), path.clone(), operation.clone())
-        })
-    });
-    each.collect()
 }
 
 /// Calls an operation with nothing but what its path needs.

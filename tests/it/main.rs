@@ -17,6 +17,7 @@ mod hostile;
 mod house;
 mod idempotency;
 mod jwt;
+mod isolation;
 mod keys;
 mod learning;
 mod limits;

@@ -12,6 +12,7 @@ use atlus::{
     config::{ModelConfig, Provider},
     store::Kind,
 };
+use futures_util::{StreamExt, stream};
 use poem::{
     EndpointExt, IntoResponse, Request, Response, Route,
     endpoint::make,
@@ -36,6 +37,8 @@ pub enum Script {
     Break,
     /// Piece by piece, with a pause before each; then in order, or by closing the connection.
     Stream { pieces: Vec<String>, pause: Duration, whole: bool },
+    /// With this much of a stream, and then never with the rest.
+    Begin(String),
     /// After a pause.
     Late(Duration, String),
 }
@@ -215,6 +218,17 @@ async fn answer(script: Script, stream: bool, left: Arc<AtomicUsize>) -> Respons
             poem::Body::from_bytes_stream(futures_util::stream::iter(pieces)).into_response()
         }
         Script::Stream { pieces, pause, whole } => streamed(pieces, pause, whole, left),
+        Script::Begin(text) => {
+            let chunk = json!({"model": "scripted-2", "choices": [{"index": 0, "delta": {"content": text}}]});
+            let (begun, listened) = (Ok(format!("data: {chunk}\n\n")), Listened { left, whole: false });
+            // Who has left is noticed when something is sent.
+            let rest = stream::unfold(listened, async |listened| {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Some((Ok::<_, std::io::Error>(": still there\n\n".to_owned()), listened))
+            });
+            let body = stream::iter([begun]).chain(Box::pin(rest));
+            Response::builder().content_type("text/event-stream").body(poem::Body::from_bytes_stream(body))
+        }
         Script::Late(pause, text) => {
             tokio::time::sleep(pause).await;
             Box::pin(answer(Script::Say(text), stream, left)).await

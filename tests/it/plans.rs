@@ -282,7 +282,7 @@ on_both! {
         let cutoffs = Cutoffs { any: NOW, temporary: NOW + Duration::from_secs(1) };
         let all = [
             ("expired turns", sent(store.expired_turns(None, 100)).await),
-            ("expired turns of one", sent(store.expired_turns(Some(SessionId::random()), 1)).await),
+            ("expired turns of one", sent(store.expired_turns(Some((Caller::ANYONE.tenant, SessionId::random())), 1)).await),
             ("sessions to remove", sent(store.sessions_to_remove(cutoffs, 100)).await),
             ("forget keys", forget_keys),
             ("remove windows", remove_windows),

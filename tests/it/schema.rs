@@ -13,7 +13,19 @@ use serde_json::{Map, Value, json};
 pub static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(&document::text(document::Format::Json)).unwrap());
 
-/// The same with its schemas as JSON Schema, which has no `nullable`.
+/// Every operation of the document: method, path with its parameters named, and the operation.
+pub fn operations() -> Vec<(Method, String, Value)> {
+    let paths = DOCUMENT["paths"].as_object().unwrap();
+    let each = paths.iter().flat_map(|(path, item)| {
+        let methods = item.as_object().unwrap().iter();
+        methods.map(|(method, operation)| {
+            (method.to_uppercase().parse().unwrap(), path.clone(), operation.clone())
+        })
+    });
+    each.collect()
+}
+
+/// The document with its schemas as JSON Schema, which has no `nullable`.
 static STRICT: LazyLock<Value> = LazyLock::new(|| json_schema(DOCUMENT.clone()));
 
 type Validators = Mutex<HashMap<(Method, String, String), Arc<Validator>>>;
