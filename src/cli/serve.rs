@@ -47,7 +47,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     tracing::info!("explore the API at http://{address}/docs");
     match &config.access {
         AccessConfig { required: false, .. } => {
-            tracing::info!("callers need no key; ATLUS_AUTH=required asks for one, and {FIRST}")
+            tracing::info!("callers need no key; ATLUS_AUTH=required asks for one, and {FIRST}");
         }
         AccessConfig { jwt: None, .. } if !app.store.has_keys().await? => {
             tracing::warn!("callers need a key and there is none yet: {FIRST}");

@@ -183,7 +183,8 @@ impl Secret {
 
 /// The first 32 bits of the digits' SHA-256, in hex.
 fn checksum(digits: &str) -> String {
-    Sha256::digest(digits).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(digits));
+    format!("{:08x}", u32::from_be_bytes([a, b, c, d]))
 }
 
 /// A key as it is kept, without its secret.

@@ -222,7 +222,7 @@ impl Victim {
         })
         .await;
         let server = Server::with(Database::on(kind).await, |config| {
-            config.auth_required = true;
+            config.access.required = true;
             config.model = scripted(&upstream.url);
             config.chat.extract = Extract::Rules;
             // What the running turn writes by itself would look like a change.
@@ -551,7 +551,7 @@ on_both! {
 async fn what_one_tenant_cancels_at_one_server_goes_on_for_another_at_another() {
     let Victim { server, upstream, admin, names, running, .. } = Victim::on(Kind::Postgres).await;
     let there = Server::beside(server.database.clone(), |config| {
-        config.auth_required = true;
+        config.access.required = true;
         config.model = scripted(&upstream.url);
     });
     let there = there.await;
