@@ -41,7 +41,7 @@ def lines(turns):
 class Server:
     def __init__(self, binary, database):
         self.process = subprocess.Popen([binary], stderr=subprocess.PIPE, text=True, env={
-            "ATLUS_DATABASE_URL": database, "ATLUS_LISTEN": "127.0.0.1:0", "ATLUS_LOG_FORMAT": "text"})
+            "ATLUS_DATABASE_URL": database, "ATLUS_LISTEN": "127.0.0.1:0", "ATLUS_RATE_LIMIT": "off", "ATLUS_LOG_FORMAT": "text"})
         for line in self.process.stderr:
             if found := re.search(r"listening on http://([\d.:]+)", line):
                 self.address = found[1]

@@ -29,7 +29,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        env = {"ATLUS_LISTEN": f"127.0.0.1:{self.port}", "ATLUS_DATABASE_URL": database, "ATLUS_LOG": "warn",
+        env = {"ATLUS_LISTEN": f"127.0.0.1:{self.port}", "ATLUS_DATABASE_URL": database, "ATLUS_LOG": "warn", "ATLUS_RATE_LIMIT": "off",
                "PATH": os.environ["PATH"]}
         self.process = subprocess.Popen([binary], env=env)
         self.connection = http.client.HTTPConnection("127.0.0.1", self.port)

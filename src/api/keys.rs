@@ -37,7 +37,7 @@ struct NewKey {
     name: KeyName,
     /// What it allows, no more than your own key does: `read` every GET but those on keys; `write` every other call on
     /// sessions, chat, turns, memory, search and archives; `admin` keys and erasing users. `read` and `write` if absent.
-    #[oai(nullable)]
+    #[oai(nullable, validator(min_items = 1))]
     #[serde(default)]
     scopes: Option<Vec<Scope>>,
     /// The only user whose data it may see and change; such a key never has `admin`.

@@ -186,7 +186,12 @@ wire!(SessionId, "SessionId", matching("^session_[0-9a-f]{16}$", "session_a1b2c3
     .into());
 wire!(RequestId, "RequestId", text(1, 128, "req_0f1e2d3c4b5a6978"), |id| id.as_str().into());
 wire!(KeyId, "KeyId", matching("^key_[0-9a-f]{16}$", "key_a1b2c3d4e5f67890"), |id| id.to_string().into());
-wire!(KeyName, "KeyName", text(1, 100, "web shop"), |name| name.as_str().into());
+wire!(
+    KeyName,
+    "KeyName",
+    MetaSchema { pattern: Some(r"\S".to_owned()), ..text(1, 100, "web shop") },
+    |name| name.as_str().into()
+);
 wire!(
     Scope,
     "Scope",

@@ -99,8 +99,12 @@ pub(super) async fn postgres(connection: &mut PgConnection) -> Result<(), Error>
             sqlx::query_scalar("SELECT minimum_binary FROM schema_info").fetch_one(&mut *connection).await?;
         refuse_if_too_old(minimum)?;
     }
+    // A migration is about every tenant's rows, also where policies hold for the tables' owner.
+    let reach = "SELECT set_config('atlus.tenants', $1, false)";
+    sqlx::query(reach).bind("*").execute(&mut *connection).await?;
     migrator(Kind::Postgres).run_direct(None, &mut *connection, false).await?;
-    // The lock would end with the connection too, but not at a pooler.
+    // Both would end with the connection too, but not at a pooler.
+    sqlx::query(reach).bind("").execute(&mut *connection).await?;
     sqlx::query("SELECT pg_advisory_unlock($1)").bind(LOCK).execute(connection).await?;
     Ok(())
 }

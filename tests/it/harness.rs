@@ -63,6 +63,8 @@ pub struct Database {
     pub url: String,
     /// Where migrations connect.
     pub direct: String,
+    /// Whether servers are to use row-level security.
+    pub row_security: bool,
     /// Where its file is, if it has one; removed with it.
     _folder: TempDir,
 }
@@ -73,9 +75,18 @@ impl Database {
         let folder = tempfile::tempdir().unwrap();
         let direct = match kind {
             Kind::Sqlite => format!("sqlite://{}", folder.path().join("atlus.db").display()),
+            Kind::Postgres if everywhere() => return Self::with_row_security(None).await,
             Kind::Postgres => create_postgres(None).await,
         };
-        Self { kind, url: pooled(&direct), direct, _folder: folder }
+        Self { kind, url: pooled(&direct), direct, row_security: false, _folder: folder }
+    }
+
+    /// One on Postgres, or a copy of one, where servers use row-level security: they connect as a role that is not exempt
+    /// from it. Migrations, and tests that look around, connect as the superuser.
+    pub async fn with_row_security(template: Option<&str>) -> Self {
+        let direct = create_postgres(template).await;
+        let url = pooled(&of_plain_role(&direct).await);
+        Self { kind: Kind::Postgres, url, direct, row_security: true, _folder: tempfile::tempdir().unwrap() }
     }
 
     /// One with its schema in place.
@@ -86,9 +97,11 @@ impl Database {
                 Store::migrate(&database.settings()).await.unwrap();
                 database
             }
+            Kind::Postgres if everywhere() => Self::with_row_security(Some(postgres_template().await)).await,
             Kind::Postgres => {
                 let direct = create_postgres(Some(postgres_template().await)).await;
-                Self { kind, url: pooled(&direct), direct, _folder: tempfile::tempdir().unwrap() }
+                let (url, folder) = (pooled(&direct), tempfile::tempdir().unwrap());
+                Self { kind, url, direct, row_security: false, _folder: folder }
             }
         }
     }
@@ -99,18 +112,47 @@ impl Database {
 
     /// The settings of a server on this database.
     pub fn config(&self) -> Config {
-        let flags = ["--database-url", &self.url, "--migration-database-url", &self.direct];
+        let [(_, url), (_, direct), (_, row_security)] = self.variables();
+        let flags =
+            ["--database-url", url, "--migration-database-url", direct, "--row-security", row_security];
         let flags = ["atlus", "--listen", "127.0.0.1:0"].into_iter().chain(flags);
         Flags::try_parse_from(flags).unwrap().settings.read().unwrap()
     }
 
     /// The same for the binary.
-    pub fn variables(&self) -> [(&str, &str); 2] {
-        [("ATLUS_DATABASE_URL", &self.url), ("ATLUS_MIGRATION_DATABASE_URL", &self.direct)]
+    pub fn variables(&self) -> [(&str, &str); 3] {
+        let row_security = if self.row_security { "on" } else { "off" };
+        [
+            ("ATLUS_DATABASE_URL", &self.url),
+            ("ATLUS_MIGRATION_DATABASE_URL", &self.direct),
+            ("ATLUS_ROW_SECURITY", row_security),
+        ]
     }
 
     pub async fn store(&self) -> Store {
         Store::connect(&self.settings()).await.unwrap()
+    }
+
+    /// Runs a statement as whoever migrates.
+    pub async fn run_sql(&self, sql: &'static str) {
+        match self.kind {
+            Kind::Sqlite => {
+                let mut connection = SqliteConnection::connect(&self.direct).await.unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            }
+            Kind::Postgres => {
+                let mut connection = PgConnection::connect(&self.direct).await.unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            }
+        }
+    }
+
+    /// A connection as a server has it to Postgres, for the tenant `default`.
+    pub async fn as_server(&self) -> PgConnection {
+        let url = if self.row_security { &self.url } else { &self.direct };
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        sqlx::raw_sql("SET atlus.tenants = '1'").execute(&mut connection).await.unwrap();
+        connection
     }
 
     /// Everything that stands in any column of any table, in lower case, each value with its table's name.
@@ -203,6 +245,25 @@ impl Database {
 fn postgres_server() -> String {
     std::env::var("ATLUS_TEST_POSTGRES_URL")
         .expect("ATLUS_TEST_POSTGRES_URL must name a Postgres server for tests; scripts/test starts one")
+}
+
+/// Whether every test on Postgres is to use row-level security.
+fn everywhere() -> bool {
+    std::env::var("ATLUS_TEST_ROW_SECURITY").is_ok_and(|value| value == "on")
+}
+
+/// A role that row-level security is not lifted for, with all that a server needs in a database; the URL for it.
+async fn of_plain_role(direct: &str) -> String {
+    const SET_UP: &str = "DO $$ BEGIN CREATE ROLE atlus_plain LOGIN PASSWORD 'plain'; \
+         EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$; \
+         GRANT ALL ON SCHEMA public TO atlus_plain; \
+         GRANT ALL ON ALL TABLES IN SCHEMA public TO atlus_plain; \
+         ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO atlus_plain";
+    let mut admin = PgConnection::connect(direct).await.unwrap();
+    sqlx::raw_sql(SET_UP).execute(&mut admin).await.unwrap();
+    admin.close().await.unwrap();
+    let (_, rest) = direct.split_once('@').unwrap();
+    format!("postgres://atlus_plain:plain@{rest}")
 }
 
 /// The way to a database through the pooler of the test run (`host:port`), if it has one.

@@ -93,3 +93,18 @@ fn migrations_are_pairs() {
     };
     assert_eq!(names("sqlite"), names("postgres"));
 }
+
+#[test]
+fn every_test_that_security_md_names_is_there() {
+    let text = fs::read_to_string("SECURITY.md").unwrap();
+    let named =
+        text.split('`').skip(1).step_by(2).filter(|name| name.contains("::") && !name.contains("atlus::"));
+    let mut count = 0;
+    for name in named {
+        let (module, test) = name.split_once("::").unwrap();
+        let source = fs::read_to_string(format!("tests/it/{module}.rs")).unwrap_or_default();
+        assert!(source.contains(&format!("fn {test}(")), "{name} is not there");
+        count += 1;
+    }
+    assert!(count > 30);
+}

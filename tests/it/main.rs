@@ -30,6 +30,7 @@ mod pages;
 mod plans;
 mod processes;
 mod rates;
+mod row_security;
 mod schema;
 mod search;
 mod sessions;

@@ -22,7 +22,7 @@ use atlus::{
     },
 };
 use serde_json::{Map, Value, json};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqliteConnection};
 
 use crate::harness::{Database, Server, on_both};
 
@@ -59,7 +59,7 @@ async fn scans(database: &Database, statement: &str) -> Vec<String> {
             steps.filter(is_scan).collect()
         }
         Kind::Postgres => {
-            let mut connection = PgConnection::connect(&database.direct).await.unwrap();
+            let mut connection = database.as_server().await;
             let values = (1..=99).take_while(|n| statement.contains(&format!("${n}"))).count();
             let values = vec!["NULL"; values].join(", ");
             let values = if values.is_empty() { values } else { format!("({values})") };
@@ -118,10 +118,10 @@ async fn filled(server: &Server) -> SessionId {
                  lease_expires_at, created_at, expires_at) \
              SELECT 1, '', 'k' || i, '', i, i, i, i, 4000000000000 + i FROM generate_series(1, 5000) i",
             "INSERT INTO rate_windows (bucket, ends_at, taken) SELECT i, 4000000000000 + i, 1 FROM generate_series(1, 5000) i",
-            "ANALYZE",
         ] {
             server.run_sql(many).await;
         }
+        server.database.run_sql("ANALYZE").await;
     }
     SessionId::parse(&session).unwrap()
 }
@@ -175,7 +175,7 @@ on_both! {
         assert_indexed(&server.database, "metadata", list.clone()).await;
         if server.database.kind == Kind::Postgres {
             // Without the order that another index has, it is the one of metadata that is left.
-            let mut connection = PgConnection::connect(&server.database.direct).await.unwrap();
+            let mut connection = server.database.as_server().await;
             let index = "SELECT indexdef FROM pg_indexes WHERE tablename = 'sessions' AND indexdef ILIKE '%gin%jsonb%'";
             let (index,): (String,) = sqlx::query_as(index).fetch_one(&mut connection).await.unwrap();
             let indexed = index.split("USING gin (").nth(1).unwrap();

@@ -260,12 +260,10 @@ async fn what_cannot_start_says_why_and_what_to_mend() {
 #[tokio::test]
 async fn a_wrong_password_is_told_from_a_server_that_is_gone() {
     let database = Database::on(Kind::Postgres).await;
-    let store = database.store().await;
-    let mut tx = store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
     // The one role that the test server asks for a password.
-    tx.sql("DROP ROLE IF EXISTS atlus_guarded").run().await.unwrap();
-    tx.sql("CREATE ROLE atlus_guarded LOGIN PASSWORD 'right'").run().await.unwrap();
-    tx.commit().await.unwrap();
+    database
+        .run_sql("DROP ROLE IF EXISTS atlus_guarded; CREATE ROLE atlus_guarded LOGIN PASSWORD 'right'")
+        .await;
     let (_, rest) = database.direct.split_once('@').unwrap();
     let url = format!("postgres://atlus_guarded:wrong-secret@{rest}");
     let (code, _, told) = run(&[], &[("ATLUS_DATABASE_URL", &url), ("ATLUS_LISTEN", "127.0.0.1:0")]).await;

@@ -209,8 +209,8 @@ on_both! {
                 SELECT 9999, 'of a later release', installed_on, success, checksum, execution_time FROM _sqlx_migrations \
                 WHERE version = 1")
             .run().await.unwrap();
-        tx.sql("ALTER TABLE sessions ADD COLUMN added_later TEXT").run().await.unwrap();
         tx.commit().await.unwrap();
+        database.run_sql("ALTER TABLE sessions ADD COLUMN added_later TEXT").await;
         Store::migrate(&database.settings()).await.unwrap();
         let other = database.store().await;
         let id = session(&other).await;
