@@ -272,7 +272,9 @@ def measure(server, options):
     print(f"refused calls: {sum(rate for rate, _ in made):.0f} a second of {options.rate}; answers: {dict(statuses)}")
     print(f"good chats: {len(good.took)} of {options.seconds}; failed: {dict(good.failed)}")
     if good.took:
-        print(f"    p50 {statistics.median(good.took):.1f} ms, max {max(good.took):.1f} ms")
+        slowest = ", ".join(f"{took:.1f}" for took in sorted(good.took, reverse=True)[:3])
+        print(f"    p50 {statistics.median(good.took):.1f} ms, max {max(good.took):.1f} ms; the first took "
+              f"{good.took[0]:.1f}, the slowest {slowest}")
     print(f"memory: {before / 1024:.1f} MiB before, {peak[0] / 1024:.1f} at most, "
           f"{server.memory() / 1024:.1f} five seconds after")
 

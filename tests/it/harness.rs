@@ -254,14 +254,20 @@ fn everywhere() -> bool {
 
 /// A role that row-level security is not lifted for, with all that a server needs in a database; the URL for it.
 async fn of_plain_role(direct: &str) -> String {
-    const SET_UP: &str = "DO $$ BEGIN CREATE ROLE atlus_plain LOGIN PASSWORD 'plain'; \
-         EXCEPTION WHEN duplicate_object OR unique_violation THEN END $$; \
-         GRANT ALL ON SCHEMA public TO atlus_plain; \
+    static ROLE: OnceCell<()> = OnceCell::const_new();
+    // Some tests look at what connections are doing.
+    const CREATE: &str = "DO $$ BEGIN CREATE ROLE atlus_plain LOGIN PASSWORD 'plain' IN ROLE pg_read_all_stats; \
+         EXCEPTION WHEN duplicate_object THEN END $$";
+    const GRANT: &str = "GRANT ALL ON SCHEMA public TO atlus_plain; \
          GRANT ALL ON ALL TABLES IN SCHEMA public TO atlus_plain; \
          ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO atlus_plain";
-    let mut admin = PgConnection::connect(direct).await.unwrap();
-    sqlx::raw_sql(SET_UP).execute(&mut admin).await.unwrap();
-    admin.close().await.unwrap();
+    let run = async |sql: &'static str| {
+        let mut admin = PgConnection::connect(direct).await.unwrap();
+        sqlx::raw_sql(sql).execute(&mut admin).await.unwrap();
+        admin.close().await.unwrap();
+    };
+    ROLE.get_or_init(|| run(CREATE)).await;
+    run(GRANT).await;
     let (_, rest) = direct.split_once('@').unwrap();
     format!("postgres://atlus_plain:plain@{rest}")
 }
