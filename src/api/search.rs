@@ -9,7 +9,7 @@ use super::{
     Tag,
     envelope::{Found, PageView, found},
     error::ApiError,
-    wire::{Cursor, Limit, SearchText, SessionRef},
+    wire::{Cursor, Limit, SearchText},
 };
 use crate::{
     app::App,
@@ -71,7 +71,7 @@ impl SearchApi {
         /// Only this user's turns.
         user_id: Query<Option<UserId>>,
         /// Only turns of this session.
-        session_id: Query<Option<SessionRef>>,
+        session_id: Query<Option<SessionId>>,
         /// Only turns made at this time or later.
         from: Query<Option<Timestamp>>,
         /// Only turns made before this time.
@@ -87,13 +87,12 @@ impl SearchApi {
         let after = Cursor::read(cursor.0.as_ref(), listing)?;
         let skipped = after.and_then(|position| usize::try_from(position.key).ok()).unwrap_or(0);
         let user = user_id.0.or_else(|| caller.user.clone());
-        let scope = match (session_id.0.map(|session| session.id), &user) {
+        let scope = match (session_id.0, &user) {
             (_, Some(user)) if !caller.may_see(user) => None,
-            (Some(Some(id)), _) if caller.user.is_some() => {
+            (Some(id), _) if caller.user.is_some() => {
                 self.0.store.session(&caller, id).await?.map(|session| Scope::Session(session.id))
             }
-            // Any other text is no session, and has no turns.
-            (Some(id), _) => id.map(Scope::Session),
+            (Some(id), _) => Some(Scope::Session(id)),
             (None, Some(user)) => Some(Scope::User(user.clone())),
             (None, None) => Some(Scope::Tenant),
         };

@@ -170,7 +170,7 @@ wire!(Metadata, "Metadata", object(json!({"source": "web"})), |metadata| metadat
 wire!(WorkingMemory, "WorkingMemory", object(json!({"step": 2})), |memory| memory.as_map().clone().into());
 wire!(Facts, "Facts", object(json!({"name": "John", "age": null})), |facts| facts.as_map().clone().into());
 read_json!(UserId, Title, SystemPrompt, TtlSeconds, Metadata, WorkingMemory, Facts);
-read_parameter!(UserId: |text| text.to_owned().try_into());
+read_parameter!(UserId: |text| text.to_owned().try_into(), SessionId: |text| text.to_owned().try_into());
 
 wire!(
     Timestamp,

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Account, Error, Result, Store,
-    db::{Reach, Tx},
+    db::{Reach, Statement, Tx},
     idempotency::Claim,
     memory,
     search::{self, Entry},
@@ -29,11 +29,12 @@ use crate::domain::{
 /// About how many bytes of text a page holds at most, however many turns are asked for; one turn at least.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// Turns of a session that is there: those of a deleted one may wait for their removal.
+/// Turns of a session that is there, since those of a deleted one may wait for their removal, and that is the caller's:
+/// see [`Store::turns_of`].
 const TURNS: &str = "SELECT session_id, turn, status, message, response, error_code, error_message, model, \
      prompt_tokens, completion_tokens, total_tokens, execution_us, request_id, metadata, created_at, completed_at \
-     FROM turns WHERE session_id = $1 AND tenant_id = $2 \
-     AND EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = $1 AND s.tenant_id = $2)";
+     FROM turns WHERE session_id = $1 \
+     AND tenant_id = (SELECT s.tenant_id FROM sessions s WHERE s.session_id = $1 AND s.tenant_id = $2";
 
 /// A message that asks to become a session's next turn.
 #[derive(Clone, Debug)]
@@ -291,8 +292,7 @@ impl Store {
         limit: usize,
     ) -> Result<Page<Turn>> {
         let (beyond, sorted) = direction.sql();
-        let mut page = self.db.read(caller, TURNS).bind(session).bind(caller.tenant).of(caller);
-        page = page.push_some(" AND status = ", status);
+        let mut page = self.turns_of(caller, session).push_some(" AND status = ", status);
         if let Some(after) = after {
             page = page.push(" AND turn").push(beyond).push_bind(after.key);
         }
@@ -309,8 +309,14 @@ impl Store {
     }
 
     pub async fn turn(&self, caller: &Caller, session: SessionId, turn: i64) -> Result<Option<Turn>> {
-        let row = self.db.read(caller, TURNS).push(" AND turn = $3");
-        Ok(row.bind(session).bind(caller.tenant).bind(turn).of(caller).optional().await?)
+        Ok(self.turns_of(caller, session).push(" AND turn = ").push_bind(turn).optional().await?)
+    }
+
+    /// Begins to read turns of a session. Whose it is, is looked at once, before any turn: SQLite would look at every
+    /// turn of another's session, and the time that takes would tell how many there are.
+    fn turns_of(&self, caller: &Caller, session: SessionId) -> Statement<'_> {
+        let turns = self.db.read(caller, TURNS).bind(session).bind(caller.tenant);
+        turns.push_some(" AND s.user_id = ", caller.user.as_ref()).push(")")
     }
 }
 
