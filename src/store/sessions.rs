@@ -124,7 +124,8 @@ impl Store {
 
     pub async fn session(&self, caller: &Caller, id: SessionId) -> Result<Option<Session>> {
         let rows = self.db.read(caller, SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
-        Ok(rows.bind(id).bind(caller.tenant).of(caller).optional().await?)
+        let rows = rows.bind(id).bind(caller.tenant).push_some(" AND user_id = ", caller.user.as_ref());
+        Ok(rows.optional().await?)
     }
 
     /// Whether a session's working memory, profile and summary have their place.
@@ -204,7 +205,8 @@ impl Store {
     ) -> Result<Result<Session, NotUpdated>> {
         let mut tx = self.db.begin(caller).await?;
         let row = tx.sql(SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
-        let row = row.bind(id).bind(caller.tenant).of(caller).push_each("", " FOR UPDATE");
+        let row = row.bind(id).bind(caller.tenant).push_some(" AND user_id = ", caller.user.as_ref());
+        let row = row.push_each("", " FOR UPDATE");
         let Some(session) = row.optional::<Session>().await? else {
             tx.rollback().await?;
             return Ok(Err(NotUpdated::Unknown));
