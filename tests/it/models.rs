@@ -273,7 +273,7 @@ fn echo(message: &str) -> Script {
 async fn chat_with(kind: Kind, script: impl Fn(&str) -> Script + Send + Sync + 'static) -> (Server, String) {
     let upstream = Upstream::start(script).await;
     let server = Server::with_model(kind, &upstream.url, |config| {
-        config.chat.model_timeout = Duration::from_millis(300);
+        config.chat.model_timeout = Duration::from_secs(2);
     })
     .await;
     let session = server.session(json!({})).await;

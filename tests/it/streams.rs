@@ -88,7 +88,7 @@ on_both! {
         })
         .await;
         let server = Server::with_model(database.kind, &upstream.url, |config| {
-            config.chat.model_timeout = Duration::from_secs(1);
+            config.chat.model_timeout = Duration::from_secs(8);
         })
         .await;
         let session = server.session(json!({})).await;
