@@ -28,6 +28,7 @@ pub struct Arrival {
 pub struct Notes {
     caller: OnceLock<(TenantId, Option<KeyId>)>,
     taken: OnceLock<Taken>,
+    operation: OnceLock<&'static str>,
 }
 
 impl Notes {
@@ -38,6 +39,15 @@ impl Notes {
 
     pub(super) fn taken(&self, taken: Taken) {
         let _ = self.taken.set(taken);
+    }
+
+    pub(super) fn called(&self, id: &'static str) {
+        let _ = self.operation.set(id);
+    }
+
+    /// The operation that was called, by its id in the document, if there is one.
+    pub fn operation(&self) -> Option<&'static str> {
+        self.operation.get().copied()
     }
 
     /// What became of the client's window of the rate limit, if the call was counted.

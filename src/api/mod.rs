@@ -31,7 +31,7 @@ use poem::{
     error::MethodNotAllowedError,
     http::{HeaderValue, Method, StatusCode, header},
 };
-use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags};
+use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags, registry::MetaPath};
 
 pub use arrival::Arrival;
 pub use json::BodyLimit;
@@ -104,11 +104,13 @@ type Operations = HashMap<String, HashMap<Method, BoxEndpoint<'static>>>;
 pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     let mut operations = Operations::new();
     apis(app).add_routes(&mut operations);
+    let ids = operation_ids();
     let mut route = Route::new();
     for (path, methods) in operations {
         let guard = |(method, operation)| {
             let operation = auth::guarded(app, (&method, &path), operation);
-            (method, operation)
+            let id = ids[&(method.clone(), unnamed(&path))];
+            (method, named(id, operation))
         };
         let methods = methods.into_iter().map(guard).collect();
         route = route.at(path, only(methods));
@@ -121,6 +123,36 @@ pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     });
     route = route.at("/api/v1/docs", get(redirect.boxed()));
     route.before(with_query)
+}
+
+/// The ids of all operations in the document, by method and path without the names of its parameters.
+fn operation_ids() -> HashMap<(Method, String), &'static str> {
+    let paths = Apis::meta().into_iter().flat_map(|api| api.paths);
+    let of_path = |MetaPath { path, operations }: MetaPath| {
+        let path = unnamed(&path);
+        operations
+            .into_iter()
+            .filter_map(move |operation| Some(((operation.method, path.clone()), operation.operation_id?)))
+    };
+    paths.flat_map(of_path).collect()
+}
+
+/// A path without the names of its parameters, which the router and the document write each in their own way.
+fn unnamed(path: &str) -> String {
+    let segment =
+        |segment: &'_ str| if segment.starts_with([':', '{']) { "*".to_owned() } else { segment.to_owned() };
+    path.split('/').map(segment).collect::<Vec<_>>().join("/")
+}
+
+/// Notes which operation was called, before anybody is refused.
+fn named(id: &'static str, operation: BoxEndpoint<'static>) -> BoxEndpoint<'static> {
+    let note = move |request: Request| async move {
+        if let Some(arrival) = request.data::<Arrival>() {
+            arrival.notes.called(id);
+        }
+        Ok(request)
+    };
+    operation.before(note).boxed()
 }
 
 /// One path: its methods, and a refusal that lists them for any other. Not poem-openapi's own routing, which

@@ -12,7 +12,7 @@ use crate::{
     app::App,
     config::{AccessConfig, Config, ModelConfig, Settings},
     server::{self, ServerSettings},
-    telemetry,
+    telemetry::{self, metrics::METRICS},
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -36,6 +36,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let app = App::start(config).await?;
     stop_on_signal(&app)?;
 
+    METRICS.started(app.store.kind().as_str());
     let address = listener.local_addr()?;
     let (database, model) = (&config.database.url, app.engine.model());
     tracing::info!(%database, model = model.name(), provider = model.provider(), "listening on http://{address}");

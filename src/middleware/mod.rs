@@ -5,6 +5,7 @@ pub mod access_log;
 pub mod cors;
 pub mod headers;
 pub mod limit;
+pub mod measure;
 pub mod origin;
 pub mod refuse;
 pub mod request_id;

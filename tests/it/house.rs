@@ -51,6 +51,7 @@ fn http_is_known_to_the_outer_rooms_alone() {
     for word in ["poem::", "use poem", "poem_openapi"] {
         only_in(word, &["api/", "middleware/", "server.rs"]);
     }
+    only_in("prometheus::", &["telemetry/"]);
     only_in("reqwest", &["auth/", "model/", "cli/", "config.rs"]);
 }
 
@@ -63,6 +64,13 @@ fn rooms_use_those_below_them_only() {
                 "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli",
                 "config",
             ][..],
+        ),
+        (
+            "telemetry/",
+            &[
+                "domain", "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app",
+                "cli",
+            ],
         ),
         ("store/", &["auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
         ("model/", &["store", "auth", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),

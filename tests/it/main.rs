@@ -22,6 +22,7 @@ mod keys;
 mod learning;
 mod limits;
 mod memory;
+mod metrics;
 mod models;
 mod openapi;
 mod operations;

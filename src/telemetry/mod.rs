@@ -1,4 +1,6 @@
-//! The log.
+//! What a running server tells of itself: its log and its metrics.
+
+pub mod metrics;
 
 use std::io::{self, IsTerminal};
 
