@@ -56,6 +56,9 @@ async fn every<F: Future<Output = store::Result<()>>>(
     name: &str,
     job: impl Fn() -> F,
 ) {
+    for outcome in ["success", "failure"] {
+        METRICS.job_runs.with_label_values(&[name, outcome]);
+    }
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let work = async {

@@ -55,9 +55,9 @@ pub struct Metrics {
     pub database_connections_max: IntGaugeVec,
     /// By kind.
     pub database_errors: IntCounterVec,
-    /// By job and outcome.
+    /// By name and outcome.
     pub job_runs: IntCounterVec,
-    /// By job.
+    /// By name.
     pub job_successes: GaugeVec,
     pub sessions_removed: IntCounter,
     pub turns_abandoned: IntCounter,
@@ -160,17 +160,17 @@ impl Metrics {
             ),
             job_runs: counted(
                 "atlus_job_runs_total",
-                "Runs of a background job, by job and outcome (success, failure).",
-                &["job", "outcome"],
+                "Runs of a background job, by name and outcome (success, failure).",
+                &["name", "outcome"],
             ),
             job_successes: add(
                 &registry,
                 GaugeVec::new(
                     Opts::new(
                         "atlus_job_last_success_timestamp_seconds",
-                        "When a background job last succeeded, by job.",
+                        "When a background job last succeeded, by name.",
                     ),
-                    &["job"],
+                    &["name"],
                 )
                 .expect(VALID),
             ),
@@ -187,9 +187,16 @@ impl Metrics {
         }
     }
 
-    /// Tells what runs: this version, on this kind of database.
+    /// Tells what runs: this version, on this kind of database. Counters whose labels are known begin at 0, so that
+    /// their first step is seen.
     pub fn started(&self, database: &str) {
         self.build.with_label_values(&[env!("CARGO_PKG_VERSION"), database]).set(1);
+        for kind in ["unavailable", "failed"] {
+            self.database_errors.with_label_values(&[kind]);
+        }
+        for status in ["completed", "failed", "cancelled"] {
+            self.turns.with_label_values(&[status]);
+        }
     }
 
     /// Everything in Prometheus's text format, of [`MEDIA_TYPE`]. Fails only if a metric is broken.

@@ -165,8 +165,8 @@ on_both! {
     async fn jobs_tell_that_they_run(database: Database) {
         let server = Process::start(&database, &[]).await;
         for job in ["leases", "erasures", "retention"] {
-            becomes(&server, &format!("atlus_job_runs_total{{job=\"{job}\",outcome=\"failure\"}}"), 0.0).await;
-            let last = format!("atlus_job_last_success_timestamp_seconds{{job=\"{job}\"}}");
+            becomes(&server, &format!("atlus_job_runs_total{{name=\"{job}\",outcome=\"failure\"}}"), 0.0).await;
+            let last = format!("atlus_job_last_success_timestamp_seconds{{name=\"{job}\"}}");
             let ran = async {
                 while value(&server, &last).await < 1_700_000_000.0 {
                     sleep(Duration::from_millis(20)).await;
