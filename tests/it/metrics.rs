@@ -1,6 +1,6 @@
 //! What operators read at `/metrics`. Each test has a process of its own, since a process counts for all its servers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde_json::json;
 use tokio::{
@@ -202,4 +202,22 @@ on_both! {
         scrape(&server).await.refused(429, "RATE_LIMIT_EXCEEDED");
         assert_eq!(scrape(&reader).await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn the_documentation_names_every_metric_and_no_other() {
+    let server = Process::start(&Database::on(atlus::store::Kind::Sqlite).await, &[]).await;
+    server.session(json!({})).await;
+    let text = scrape(&server).await.body;
+    let described = text.as_str().unwrap().lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let described =
+        described.filter_map(|line| line.split(' ').next()).filter(|name| !name.starts_with("process_"));
+    let page = std::fs::read_to_string("docs/observability.md").unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    // What is told by model shows once the model is asked.
+    let by_model = ["call_duration_seconds", "first_text_seconds", "failures_total", "tokens_total"];
+    let by_model = by_model.map(|name| format!("atlus_model_{name}"));
+    let at_once = |name: &&str| !by_model.iter().any(|other| other == name);
+    let (rows, described): (BTreeSet<_>, BTreeSet<_>) = (rows.filter(at_once).collect(), described.collect());
+    assert_eq!(rows, described);
 }
