@@ -8,6 +8,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+use super::systemd;
 use crate::{
     app::App,
     config::{AccessConfig, Config, ModelConfig, Settings},
@@ -55,6 +56,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         }
         _ => {}
     }
+    systemd::ready(address);
+    tokio::spawn(systemd::report(address, app.stopping.clone()));
     server::serve(listener, app, server, config.jobs).await;
     Ok(())
 }

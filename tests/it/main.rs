@@ -37,6 +37,7 @@ mod search;
 mod sessions;
 mod store;
 mod streams;
+mod supervision;
 mod terminal;
 mod tokens;
 mod transcript;
