@@ -35,7 +35,13 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
     /// Address and port to listen on
-    #[arg(long, env = "ATLUS_LISTEN", default_value = "127.0.0.1:5000", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_LISTEN",
+        help_heading = "Server",
+        default_value = "127.0.0.1:5000",
+        hide_env_values = true
+    )]
     listen: String,
 
     #[command(flatten)]
@@ -43,125 +49,204 @@ pub struct Settings {
 
     /// Hosts that callers without keys may name besides localhost and loopback addresses: names, with commas between,
     /// each with a port or without, or `*` for any. Where keys are needed, every host may be named
-    #[arg(long, env = "ATLUS_ALLOWED_HOSTS", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_ALLOWED_HOSTS", help_heading = "Server", hide_env_values = true)]
     allowed_hosts: Option<String>,
 
     /// Origins whose web pages may call the server, with commas between: https://app.example.com; or, only where keys
     /// are needed, `*` for all. Unset: only pages of the server itself may
-    #[arg(long, env = "ATLUS_CORS_ORIGINS", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_CORS_ORIGINS", help_heading = "Server", hide_env_values = true)]
     cors_origins: Option<String>,
 
     /// Connections at once, 1 to 1000000. At the limit, the one that has waited longest for a request is closed for
     /// each new one
-    #[arg(long, env = "ATLUS_MAX_CONNECTIONS", default_value = "10000", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_MAX_CONNECTIONS",
+        help_heading = "Server",
+        default_value = "10000",
+        hide_env_values = true
+    )]
     max_connections: String,
 
     /// Connections at once of one client: of an IPv4 address or an IPv6 network of 64 bits. Loopback addresses may
     /// have any number
-    #[arg(long, env = "ATLUS_MAX_CONNECTIONS_PER_CLIENT", default_value = "1000", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_MAX_CONNECTIONS_PER_CLIENT",
+        help_heading = "Server",
+        default_value = "1000",
+        hide_env_values = true
+    )]
     max_connections_per_client: String,
 
     /// Requests under way at once, 1 to 1000000; more are refused. Streams do not count, nor do chats once they are
     /// read
-    #[arg(long, env = "ATLUS_MAX_REQUESTS", default_value = "4096", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_MAX_REQUESTS",
+        help_heading = "Server",
+        default_value = "4096",
+        hide_env_values = true
+    )]
     max_requests: String,
+
+    /// The largest request body, 1024 to 1073741824 bytes
+    #[arg(
+        long,
+        env = "ATLUS_MAX_BODY_BYTES",
+        help_heading = "Server",
+        default_value = "1048576",
+        hide_env_values = true
+    )]
+    max_body_bytes: String,
+
+    /// What to log: a level, or levels by module; else RUST_LOG [default: info]
+    #[arg(long, env = "ATLUS_LOG", help_heading = "Server", hide_env_values = true)]
+    log: Option<String>,
+
+    /// `text` or `json` [default: text on a terminal, else json]
+    #[arg(long, env = "ATLUS_LOG_FORMAT", help_heading = "Server", hide_env_values = true)]
+    log_format: Option<String>,
 
     /// `sqlite://PATH` (created when missing) or `postgres://USER@HOST/DATABASE`; else DATABASE_URL
     /// [default: sqlite://atlus.db]
-    #[arg(long, env = "ATLUS_DATABASE_URL", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_DATABASE_URL", help_heading = "Database", hide_env_values = true)]
     database_url: Option<String>,
 
     /// A direct URL for migrations where the main one goes through a pooler
-    #[arg(long, env = "ATLUS_MIGRATION_DATABASE_URL", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_MIGRATION_DATABASE_URL", help_heading = "Database", hide_env_values = true)]
     migration_database_url: Option<String>,
 
     /// The most connections to Postgres, 5 to 1000 (SQLite always has one that writes and four that read)
-    #[arg(long, env = "ATLUS_DATABASE_CONNECTIONS", default_value = "16", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_DATABASE_CONNECTIONS",
+        help_heading = "Database",
+        default_value = "16",
+        hide_env_values = true
+    )]
     database_connections: String,
 
     /// `on`: Postgres itself holds tenants apart, too, by row-level security; reads take two round trips more. The
     /// database role must not be exempt from it (a superuser is). Else `off`
-    #[arg(long, env = "ATLUS_ROW_SECURITY", default_value = "off", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_ROW_SECURITY",
+        help_heading = "Database",
+        default_value = "off",
+        hide_env_values = true
+    )]
     row_security: String,
 
     /// How long one database statement may take
-    #[arg(long, env = "ATLUS_DATABASE_TIMEOUT", default_value = "10s", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_DATABASE_TIMEOUT",
+        help_heading = "Database",
+        default_value = "10s",
+        hide_env_values = true
+    )]
     database_timeout: String,
 
+    /// How long inactive sessions are kept, e.g. 90d; unset: for ever. Temporary ones are kept 7 days
+    #[arg(long, env = "ATLUS_RETENTION", help_heading = "Database", hide_env_values = true)]
+    retention: Option<String>,
+
     /// `openai`, which many servers speak, or `anthropic`
-    #[arg(long, env = "ATLUS_MODEL_PROVIDER", default_value = "openai", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_MODEL_PROVIDER",
+        help_heading = "Model",
+        default_value = "openai",
+        hide_env_values = true
+    )]
     model_provider: String,
 
     /// Base URL, with its /v1, of the model server; unset: the built-in responder
-    #[arg(long, env = "ATLUS_MODEL_URL", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_MODEL_URL", help_heading = "Model", hide_env_values = true)]
     model_url: Option<String>,
 
     /// Name of the model to ask for
-    #[arg(long, env = "ATLUS_MODEL", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_MODEL", help_heading = "Model", hide_env_values = true)]
     model: Option<String>,
 
     /// Key for the model server
-    #[arg(long, env = "ATLUS_MODEL_API_KEY", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_MODEL_API_KEY", help_heading = "Model", hide_env_values = true)]
     model_api_key: Option<String>,
 
     /// Further models on the same server, with commas between, asked in turn where the first cannot answer
-    #[arg(long, env = "ATLUS_MODEL_FALLBACK", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_MODEL_FALLBACK", help_heading = "Model", hide_env_values = true)]
     model_fallback: Option<String>,
 
     /// Calls to the model server at once, 1 to 10000; four times as many wait, and more are refused
-    #[arg(long, env = "ATLUS_MODEL_CONCURRENCY", default_value = "64", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_MODEL_CONCURRENCY",
+        help_heading = "Model",
+        default_value = "64",
+        hide_env_values = true
+    )]
     model_concurrency: String,
 
     /// The model's time for a whole answer, retries included
-    #[arg(long, env = "ATLUS_MODEL_TIMEOUT", default_value = "120s", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_MODEL_TIMEOUT",
+        help_heading = "Model",
+        default_value = "120s",
+        hide_env_values = true
+    )]
     model_timeout: String,
 
     /// What the model is told where a session has no prompt of its own
     #[arg(
         long,
         env = "ATLUS_SYSTEM_PROMPT",
+        help_heading = "Conversation",
         default_value = "You are a helpful assistant.",
         hide_env_values = true
     )]
     system_prompt: String,
 
     /// Tokens that the model is shown at most (estimated), 256 to 10000000; a longer message goes alone
-    #[arg(long, env = "ATLUS_CONTEXT_TOKENS", default_value = "8000", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_CONTEXT_TOKENS",
+        help_heading = "Conversation",
+        default_value = "8000",
+        hide_env_values = true
+    )]
     context_tokens: String,
 
     /// The last turns that are shown before other parts of the context, as far as tokens reach, 0 to 1000
-    #[arg(long, env = "ATLUS_CONTEXT_TURNS", default_value = "6", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_CONTEXT_TURNS",
+        help_heading = "Conversation",
+        default_value = "6",
+        hide_env_values = true
+    )]
     context_turns: String,
 
     /// How facts about users are learnt from what they say: `rules` (English), `model` (asked after each turn), or
     /// `off`, where no model is asked for anything but an answer [default: model if there is one, else rules]
-    #[arg(long, env = "ATLUS_MEMORY_EXTRACT", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_MEMORY_EXTRACT", help_heading = "Conversation", hide_env_values = true)]
     memory_extract: Option<String>,
 
     /// The tokens that a user may use in a day (UTC), shown to models and answered by them, also in the background; a
     /// message is refused once they are used up. Unset: as many as they like
-    #[arg(long, env = "ATLUS_TOKENS_PER_USER_DAY", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_TOKENS_PER_USER_DAY", help_heading = "Conversation", hide_env_values = true)]
     tokens_per_user_day: Option<String>,
 
-    /// How long inactive sessions are kept, e.g. 90d; unset: for ever. Temporary ones are kept 7 days
-    #[arg(long, env = "ATLUS_RETENTION", hide_env_values = true)]
-    retention: Option<String>,
-
-    /// The longest message, in characters
-    #[arg(long, env = "ATLUS_MAX_MESSAGE_CHARS", default_value = "32000", hide_env_values = true)]
+    /// The longest message, 1 to 10000000 characters
+    #[arg(
+        long,
+        env = "ATLUS_MAX_MESSAGE_CHARS",
+        help_heading = "Conversation",
+        default_value = "32000",
+        hide_env_values = true
+    )]
     max_message_chars: String,
-
-    /// The largest request body, in bytes
-    #[arg(long, env = "ATLUS_MAX_BODY_BYTES", default_value = "1048576", hide_env_values = true)]
-    max_body_bytes: String,
-
-    /// What to log: a level, or levels by module; else RUST_LOG [default: info]
-    #[arg(long, env = "ATLUS_LOG", hide_env_values = true)]
-    log: Option<String>,
-
-    /// `text` or `json` [default: text on a terminal, else json]
-    #[arg(long, env = "ATLUS_LOG_FORMAT", hide_env_values = true)]
-    log_format: Option<String>,
 }
 
 /// The settings, read and checked.

@@ -51,6 +51,7 @@ struct Create {
     /// How long it works, e.g. 90d; without this it does not expire
     #[arg(long)]
     expires: Option<String>,
+    /// How it is told
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     #[command(flatten)]
@@ -59,6 +60,7 @@ struct Create {
 
 #[derive(Args)]
 struct List {
+    /// How it is told
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     #[command(flatten)]

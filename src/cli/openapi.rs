@@ -6,6 +6,7 @@ use crate::api::document;
 
 #[derive(Args)]
 pub(super) struct Openapi {
+    /// The form of the document
     #[arg(long, value_enum, default_value = "yaml")]
     format: Format,
 }

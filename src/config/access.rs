@@ -17,45 +17,51 @@ pub(super) struct AccessArgs {
     /// Whether callers must show a key. `required`: all of them (`atlus keys create` makes one); `auto`: not while
     /// listening on a loopback address, and on any other the server refuses to start; `off`: everybody who reaches the
     /// server may read and change everything
-    #[arg(long, env = "ATLUS_AUTH", default_value = "auto", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_AUTH", help_heading = "Access", default_value = "auto", hide_env_values = true)]
     auth: String,
 
     /// Where the issuer of your users' tokens (JWT) publishes its keys, over HTTPS; such tokens are then taken like
     /// keys that are bound to a user
-    #[arg(long, env = "ATLUS_JWT_JWKS_URL", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_JWT_JWKS_URL", help_heading = "Access", hide_env_values = true)]
     jwt_jwks_url: Option<String>,
 
     /// Instead of that: the public key (PEM) that tokens are signed with, or the path of a file that holds it
-    #[arg(long, env = "ATLUS_JWT_KEY", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_JWT_KEY", help_heading = "Access", hide_env_values = true)]
     jwt_key: Option<String>,
 
     /// What tokens must name as their issuer (`iss`)
-    #[arg(long, env = "ATLUS_JWT_ISSUER", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_JWT_ISSUER", help_heading = "Access", hide_env_values = true)]
     jwt_issuer: Option<String>,
 
     /// What tokens must name as their audience (`aud`)
-    #[arg(long, env = "ATLUS_JWT_AUDIENCE", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_JWT_AUDIENCE", help_heading = "Access", hide_env_values = true)]
     jwt_audience: Option<String>,
 
     /// The claim that names the tenant; unset: all tokens are of the tenant `default`
-    #[arg(long, env = "ATLUS_JWT_TENANT_CLAIM", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_JWT_TENANT_CLAIM", help_heading = "Access", hide_env_values = true)]
     jwt_tenant_claim: Option<String>,
 
     /// The claim that names the user [default: sub]
-    #[arg(long, env = "ATLUS_JWT_USER_CLAIM", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_JWT_USER_CLAIM", help_heading = "Access", hide_env_values = true)]
     jwt_user_claim: Option<String>,
 
     /// The claim that lists the scopes, `read` and `write`; unset: every token has both. No token has `admin`
-    #[arg(long, env = "ATLUS_JWT_SCOPE_CLAIM", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_JWT_SCOPE_CLAIM", help_heading = "Access", hide_env_values = true)]
     jwt_scope_claim: Option<String>,
 
     /// Calls per time and key, or client address where no key is shown, as `100/60s`; half of it for creating and
     /// deleting sessions; or `off`
-    #[arg(long, env = "ATLUS_RATE_LIMIT", default_value = "100/60s", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ATLUS_RATE_LIMIT",
+        help_heading = "Access",
+        default_value = "100/60s",
+        hide_env_values = true
+    )]
     rate_limit: String,
 
     /// Proxies whose X-Forwarded-For is believed: addresses and networks, with commas between
-    #[arg(long, env = "ATLUS_TRUSTED_PROXIES", hide_env_values = true)]
+    #[arg(long, env = "ATLUS_TRUSTED_PROXIES", help_heading = "Access", hide_env_values = true)]
     trusted_proxies: Option<String>,
 }
 
