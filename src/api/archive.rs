@@ -90,7 +90,7 @@ impl ArchiveApi {
     async fn export_user(
         &self,
         caller: Caller,
-        /// The user.
+        /// The user's id.
         user_id: Path<UserId>,
     ) -> Result<Archive, ApiError> {
         let not_found = || ApiError::user_not_found(&user_id);

@@ -107,10 +107,7 @@ async fn authorize(app: &App, request: &Request, needed: Needed) -> Result<Calle
     let allowed = count(app, request, class, counted).await.and(outcome).and_then(|caller| {
         match caller.scopes.allow(needed.scope) {
             true => Ok(caller),
-            false => {
-                let message = format!("This call needs a key with the scope {}", needed.scope.name());
-                Err(ApiError::new(Code::Forbidden, message))
-            }
+            false => Err(ApiError::missing_scope(needed.scope)),
         }
     });
     if let (Err(refusal), Some(arrival)) = (&allowed, request.data::<Arrival>()) {

@@ -52,15 +52,15 @@ pub(super) struct ChatRequest {
     #[serde(default)]
     #[oai(nullable)]
     metadata: Option<Metadata>,
-    /// The model to ask instead of the server's. The built-in responder answers whatever the name.
+    /// The model to ask instead of the server's, 1 to 200 characters. The built-in responder answers whatever the name.
     #[serde(default)]
     #[oai(nullable)]
     model: Option<ModelName>,
-    /// How freely the model chooses its words; the built-in responder has no choice.
+    /// How freely the model chooses its words, 0 to 2; the built-in responder has no choice.
     #[serde(default)]
     #[oai(nullable)]
     temperature: Option<Temperature>,
-    /// The longest response, in the model's tokens.
+    /// The longest response, 1 to 1,000,000 of the model's tokens; as the model has it if absent.
     #[serde(default)]
     #[oai(nullable)]
     max_tokens: Option<MaxTokens>,
@@ -97,17 +97,20 @@ impl From<OnBusyField> for OnBusy {
 /// The answer to a message.
 #[derive(Object)]
 pub(super) struct ChatAnswer {
+    /// What the model says.
     response: String,
+    /// The session of the turn; of a chat without one, the temporary session that was made.
     session_id: SessionId,
     /// Seconds from the request's arrival to the model's answer.
     execution_time: f64,
+    /// The `X-Request-ID` of the request that was answered first.
     request_id: RequestId,
     /// The number of this turn in its session.
     #[oai(validator(minimum(value = "1")))]
     turn: i64,
     /// The model that answered.
     model: String,
-    /// Null where the model does not say.
+    /// What it cost; null where the model does not say.
     #[oai(nullable)]
     usage: Option<UsageView>,
     /// Whether the session is a temporary one.

@@ -21,6 +21,7 @@ use crate::domain::{
 pub struct Envelope<T: ParseFromJSON + ToJSON> {
     /// Always true.
     pub success: bool,
+    /// What was asked for.
     pub data: T,
     /// When this was answered.
     pub timestamp: Timestamp,
@@ -134,6 +135,7 @@ impl<const STATUS: u16, T: ParseFromJSON + ToJSON> ApiResponse for Kept<STATUS, 
 #[derive(Object)]
 #[oai(rename = "Page")]
 pub struct PageView<T: ParseFromJSON + ToJSON> {
+    /// As many as `limit` at most, in order.
     pub items: Vec<T>,
     /// Send this as `cursor` to get the next page; null on the last one.
     #[oai(nullable)]

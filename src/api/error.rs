@@ -21,58 +21,98 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{RequestId, SessionId},
+        key::Scope,
         session::UserId,
     },
     model, store,
 };
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $code:ident = $status:ident),* $(,)?) => {
+    ($($(#[doc = $meaning:literal])+ $code:ident = $status:ident),* $(,)?) => {
         /// The stable name of a refusal; clients branch on it, never on the message.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Enum)]
         #[oai(rename_all = "SCREAMING_SNAKE_CASE", rename = "ErrorCode")]
-        pub enum Code { $($(#[$doc])* $code),* }
+        pub enum Code { $($(#[doc = $meaning])+ $code),* }
 
         impl Code {
+            pub const ALL: &[Self] = &[$(Self::$code),*];
+
             pub fn status(self) -> StatusCode {
                 match self { $(Self::$code => StatusCode::$status),* }
+            }
+
+            /// When it is answered, for the document.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$code => concat!($($meaning),+).trim_ascii_start()),* }
             }
         }
     };
 }
 
 codes! {
+    /// The body's media type is missing or another than the operation takes, or the body is encoded.
     InvalidContentType = BAD_REQUEST,
+    /// The body is not JSON.
     InvalidJson = BAD_REQUEST,
+    /// A field or parameter does not fit; `details` name it.
     ValidationError = BAD_REQUEST,
+    /// The request cannot be worked with: an empty message, a body that broke off, or not one `Host`.
     InvalidRequest = BAD_REQUEST,
+    /// The message has more characters than the server takes.
     MessageTooLong = BAD_REQUEST,
+    /// The cursor was not issued for this listing and order.
     InvalidCursor = BAD_REQUEST,
+    /// There is no key, or it is not valid.
     Unauthorized = UNAUTHORIZED,
+    /// The key does not allow this, or, where none is needed, another site asks.
     Forbidden = FORBIDDEN,
+    /// There is no such session, or it is not yours.
     SessionNotFound = NOT_FOUND,
+    /// There is no such session, it is not yours, or it has ended or expired.
     InvalidSession = NOT_FOUND,
+    /// The user has no active session.
     NoSessionFound = NOT_FOUND,
+    /// The session has no turn of this number.
     TurnNotFound = NOT_FOUND,
+    /// Nothing is there of this user, or they were erased meanwhile.
     UserNotFound = NOT_FOUND,
+    /// Your tenant has no such key.
     KeyNotFound = NOT_FOUND,
+    /// The path names nothing.
     NotFound = NOT_FOUND,
+    /// The path has no such method; the `Allow` header lists those that it has.
     MethodNotAllowed = METHOD_NOT_ALLOWED,
+    /// The body did not come in time.
     RequestTimeout = REQUEST_TIMEOUT,
+    /// Another turn of the session is running, or the session is being imported; try again later.
     SessionBusy = CONFLICT,
+    /// The turn was cancelled, or has been erased since.
     TurnCancelled = CONFLICT,
+    /// There is nothing to cancel: the turn has ended.
     TurnNotRunning = CONFLICT,
+    /// The first request with this `Idempotency-Key` is still being worked on; try again later.
     IdempotencyInProgress = CONFLICT,
+    /// The state is not the one that `If-Match` names.
     PreconditionFailed = PRECONDITION_FAILED,
+    /// The body, or a line of an archive, is larger than the server takes.
     PayloadTooLarge = PAYLOAD_TOO_LARGE,
+    /// This `Idempotency-Key` came with another request.
     IdempotencyKeyReused = UNPROCESSABLE_ENTITY,
+    /// Too many calls in a window of time; the next one begins after `Retry-After`.
     RateLimitExceeded = TOO_MANY_REQUESTS,
+    /// The user has used all the tokens of the day; the next day (UTC) begins after `Retry-After`.
     TokenBudgetExceeded = TOO_MANY_REQUESTS,
+    /// A defect of the server; its log has more under the request id.
     InternalError = INTERNAL_SERVER_ERROR,
+    /// The model failed, or cannot be reached.
     UpstreamError = BAD_GATEWAY,
+    /// The model asks for patience, or the keys of the token's issuer cannot be fetched; try again later.
     UpstreamUnavailable = SERVICE_UNAVAILABLE,
+    /// Too much is being worked on, or the server is stopping; try again later.
     Overloaded = SERVICE_UNAVAILABLE,
+    /// The database does not answer; try again later.
     DatabaseUnavailable = SERVICE_UNAVAILABLE,
+    /// The model did not answer in time.
     UpstreamTimeout = GATEWAY_TIMEOUT,
 }
 
@@ -133,6 +173,10 @@ impl ApiError {
         Self::new(Code::InvalidCursor, message)
     }
 
+    pub fn key_not_found(key: &str) -> Self {
+        Self::new(Code::KeyNotFound, format!("Key {key} not found"))
+    }
+
     pub fn not_found() -> Self {
         Self::new(Code::NotFound, "There is nothing here; see /docs for what there is")
     }
@@ -146,6 +190,11 @@ impl ApiError {
     pub fn unauthorized(message: &str) -> Self {
         let challenge = HeaderValue::from_static("Bearer realm=\"atlus\"");
         Self::new(Code::Unauthorized, message).with_header(header::WWW_AUTHENTICATE, challenge)
+    }
+
+    /// A key that does not allow the call.
+    pub fn missing_scope(scope: Scope) -> Self {
+        Self::new(Code::Forbidden, format!("This call needs a key with the scope {}", scope.name()))
     }
 
     /// Says when a client may call again.
@@ -165,6 +214,29 @@ impl ApiError {
         Self::new(Code::TurnCancelled, "The turn was cancelled")
     }
 
+    pub fn turn_not_running(turn: i64) -> Self {
+        Self::new(Code::TurnNotRunning, format!("Turn {turn} is not running"))
+    }
+
+    /// The first request may be done after `wait`.
+    pub fn idempotency_in_progress(wait: Duration) -> Self {
+        let message = "The first request with this Idempotency-Key is still being worked on";
+        Self::new(Code::IdempotencyInProgress, message).retry_after(wait)
+    }
+
+    pub fn idempotency_key_reused() -> Self {
+        let message = "This Idempotency-Key was used for another request; use a new one";
+        Self::new(Code::IdempotencyKeyReused, message)
+    }
+
+    pub fn body_too_large(limit: usize) -> Self {
+        Self::new(Code::PayloadTooLarge, format!("The body must be at most {limit} bytes long"))
+    }
+
+    pub fn not_one_host() -> Self {
+        Self::new(Code::InvalidRequest, "The Host header must be given once")
+    }
+
     pub fn precondition_failed() -> Self {
         Self::new(Code::PreconditionFailed, "The session has changed; read it again and decide anew")
     }
@@ -178,6 +250,11 @@ impl ApiError {
     pub fn overloaded() -> Self {
         let message = "Too many requests are being worked on; try again later";
         Self::new(Code::Overloaded, message).retry_after(Duration::from_secs(1))
+    }
+
+    pub fn database_unavailable() -> Self {
+        let message = "The database is not available; try again";
+        Self::new(Code::DatabaseUnavailable, message).retry_after(Duration::from_secs(1))
     }
 
     pub fn internal() -> Self {
@@ -264,10 +341,7 @@ impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         tracing::error!(error = &error as &dyn std::error::Error, "store failed");
         match error {
-            store::Error::Unavailable(_) => {
-                Self::new(Code::DatabaseUnavailable, "The database is not available; try again")
-                    .retry_after(Duration::from_secs(1))
-            }
+            store::Error::Unavailable(_) => Self::database_unavailable(),
             store::Error::Taken { .. } | store::Error::Failed(_) => Self::internal(),
         }
     }
@@ -341,6 +415,7 @@ struct ErrorBody {
 pub struct Failure {
     /// Always false.
     success: bool,
+    /// What went wrong.
     error: ErrorBody,
     /// When this was answered.
     timestamp: Timestamp,

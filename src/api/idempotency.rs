@@ -1,6 +1,6 @@
 //! `Idempotency-Key`: a request that was sent before is answered as it was then.
 
-use super::error::{ApiError, Code};
+use super::error::ApiError;
 use crate::{
     app::App,
     domain::caller::Caller,
@@ -28,14 +28,8 @@ pub async fn begin(
         Claimed::New(claim) => Ok(Begun::Do(Some(claim))),
         Claimed::Done { status: 200..=299, answer } => Ok(Begun::Done(answer)),
         Claimed::Done { .. } => Err(ApiError::turn_cancelled().replayed()),
-        Claimed::Running(left) => {
-            let message = "The first request with this Idempotency-Key is still being worked on";
-            Err(ApiError::new(Code::IdempotencyInProgress, message).retry_after(left.min(RETRY)))
-        }
-        Claimed::OtherRequest => {
-            let message = "This Idempotency-Key was used for another request; use a new one";
-            Err(ApiError::new(Code::IdempotencyKeyReused, message))
-        }
+        Claimed::Running(left) => Err(ApiError::idempotency_in_progress(left.min(RETRY))),
+        Claimed::OtherRequest => Err(ApiError::idempotency_key_reused()),
     }
 }
 

@@ -138,7 +138,7 @@ fn digest(request: &Request, bytes: &[u8]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 
 /// Refuses a body that is not of this media type, in UTF-8 and as it is.
 pub(super) fn check_content_type(request: &Request, wanted: &str) -> Result<(), ApiError> {
@@ -189,8 +189,7 @@ async fn bytes(request: &Request, body: &mut RequestBody) -> Result<Vec<u8>, Api
         }
     }
     if received > limit {
-        let message = format!("The body must be at most {limit} bytes long");
-        return Err(ApiError::new(Code::PayloadTooLarge, message));
+        return Err(ApiError::body_too_large(limit));
     }
     if let Some(place) = request.data::<Place>() {
         place.keep(share);
@@ -213,13 +212,13 @@ fn grow(
     Ok(())
 }
 
-fn too_slow() -> ApiError {
+pub(super) fn too_slow() -> ApiError {
     let message = format!("The body did not arrive within {} seconds", BODY_TIMEOUT.as_secs());
     ApiError::new(Code::RequestTimeout, message)
 }
 
 /// Reads JSON into `T`; what is no JSON is told apart from what does not fit.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if is_too_deep(bytes) {
         let message = format!("The body must not nest deeper than {MAX_DEPTH}");
         return Err(ApiError::new(Code::ValidationError, message));

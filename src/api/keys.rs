@@ -54,18 +54,23 @@ struct NewKey {
 #[derive(Object)]
 #[oai(rename = "Key")]
 pub struct KeyView {
+    /// Names the key where it is revoked; no secret.
     key_id: KeyId,
+    /// What it is called.
     name: String,
     /// Whose data it opens.
     tenant: String,
+    /// What it allows.
     scopes: Vec<Scope>,
-    /// The only user it speaks for, if it is bound to one.
+    /// The only user it speaks for; null if it is bound to none.
     #[oai(nullable)]
     user_id: Option<UserId>,
+    /// When it was made.
     created_at: Timestamp,
+    /// When it stops working; null if it never does.
     #[oai(nullable)]
     expires_at: Option<Timestamp>,
-    /// To about a minute.
+    /// When it was last used, to about a minute; null if it never was.
     #[oai(nullable)]
     last_used_at: Option<Timestamp>,
 }
@@ -73,15 +78,22 @@ pub struct KeyView {
 /// A key with its secret, which is shown this once.
 #[derive(Object)]
 pub struct KeyWithSecret {
+    /// Names the key where it is revoked; no secret.
     key_id: KeyId,
     /// What to send as `Authorization: Bearer …`. Only its hash is kept.
     secret: String,
+    /// What it is called.
     name: String,
+    /// Whose data it opens.
     tenant: String,
+    /// What it allows.
     scopes: Vec<Scope>,
+    /// The only user it speaks for; null if it is bound to none.
     #[oai(nullable)]
     user_id: Option<UserId>,
+    /// When it was made.
     created_at: Timestamp,
+    /// When it stops working; null if it never does.
     #[oai(nullable)]
     expires_at: Option<Timestamp>,
 }
@@ -186,7 +198,7 @@ impl KeysApi {
     async fn list(
         &self,
         caller: Caller,
-        /// Keys on a page.
+        /// Keys on a page at most: 1 to 100.
         #[oai(default)]
         limit: Query<Limit>,
         /// `next_cursor` of the page before.
@@ -209,7 +221,7 @@ impl KeysApi {
         /// The key's id.
         key_id: Path<KeyRef>,
     ) -> Result<Found<KeyView>, ApiError> {
-        let not_found = || ApiError::new(Code::KeyNotFound, format!("Key {} not found", key_id.text));
+        let not_found = || ApiError::key_not_found(&key_id.text);
         let id = key_id.id.ok_or_else(not_found)?;
         let key = self.0.store.remove_key(&caller, id).await?.ok_or_else(not_found)?;
         if let Some(auth) = &self.0.auth {

@@ -24,7 +24,7 @@ use crate::{
     domain::{
         caller::Caller,
         memory::{MemoryPatch, ProfileChange, SessionMemory, WorkingMemory},
-        prompt::Message,
+        prompt::{Message, Role},
     },
     store::NotUpdated,
 };
@@ -62,18 +62,24 @@ choice!(
 /// How the assistant talks with this user.
 #[derive(Object)]
 struct BehaviorProfile {
+    /// How much is said; `medium` unless it was wished otherwise.
     verbosity: Verbosity,
+    /// How it is said; `neutral` unless it was wished otherwise.
     tone: Tone,
+    /// How deep it goes; `normal` unless it was wished otherwise.
     depth: Depth,
 }
 
 /// The turn whose message set a part of the profile; null where it is the default or was set by a request.
 #[derive(Object)]
 struct ProfileTurns {
+    /// The turn that set `verbosity`.
     #[oai(nullable)]
     verbosity: Option<i64>,
+    /// The turn that set `tone`.
     #[oai(nullable)]
     tone: Option<i64>,
+    /// The turn that set `depth`.
     #[oai(nullable)]
     depth: Option<i64>,
 }
@@ -84,10 +90,10 @@ struct ConversationMemory {
     /// Completed turns since creation.
     #[oai(validator(minimum(value = "0")))]
     conversation_turns: i64,
-    /// What no longer fits into the context, in short; made in the background.
+    /// What no longer fits into the context, in short; made in the background. Null until it is needed.
     #[oai(nullable)]
     summary: Option<String>,
-    /// The last turn that the summary covers.
+    /// The number of the last turn that the summary covers; null without one.
     #[oai(nullable)]
     summary_through: Option<i64>,
 }
@@ -95,9 +101,13 @@ struct ConversationMemory {
 /// What a session remembers beside its turns.
 #[derive(Object)]
 struct Memory {
+    /// What the conversation itself leaves.
     session_memory: ConversationMemory,
+    /// The state of the task at hand, as it was set; an empty object if it was not.
     working_memory: WorkingMemory,
+    /// How the assistant talks with this user. It follows wishes such as "please be brief".
     behavior_profile: BehaviorProfile,
+    /// The turns whose messages set the profile.
     profile_turns: ProfileTurns,
 }
 
@@ -137,6 +147,7 @@ pub(super) struct MemoryChange {
     /// A merge patch (RFC 7396): keys given are set, keys given as null are removed. At most 64 KiB in all.
     #[oai(nullable)]
     working_memory: Option<WorkingMemory>,
+    /// Parts of the profile to set.
     #[oai(nullable)]
     behavior_profile: Option<ProfileFields>,
 }
@@ -146,10 +157,13 @@ pub(super) struct MemoryChange {
 #[serde(default)]
 #[oai(rename = "BehaviorProfileChange")]
 struct ProfileFields {
+    /// How much is said.
     #[oai(nullable)]
     verbosity: Option<Verbosity>,
+    /// How it is said.
     #[oai(nullable)]
     tone: Option<Tone>,
+    /// How deep it goes.
     #[oai(nullable)]
     depth: Option<Depth>,
 }
@@ -171,25 +185,38 @@ impl From<MemoryChange> for MemoryPatch {
 /// A message as the model is shown it.
 #[derive(Object)]
 struct ContextMessage {
-    /// `system`, `user` or `assistant`.
-    role: String,
+    /// Who speaks: `system`, `user` or `assistant`.
+    role: Role,
+    /// What the model reads.
     content: String,
 }
 
 /// How many items of each part.
 #[derive(Object)]
 struct ContextParts {
+    /// System prompts: 0 or 1.
+    #[oai(validator(minimum(value = "0")))]
     system_prompt: i64,
-    /// The interaction style.
+    /// The interaction style: 0 or 1.
+    #[oai(validator(minimum(value = "0")))]
     style: i64,
     /// Facts about the user.
+    #[oai(validator(minimum(value = "0")))]
     facts: i64,
+    /// The working memory: 0 or 1.
+    #[oai(validator(minimum(value = "0")))]
     working_memory: i64,
+    /// Summaries: 0 or 1.
+    #[oai(validator(minimum(value = "0")))]
     summary: i64,
     /// Older turns that bear on the message.
+    #[oai(validator(minimum(value = "0")))]
     recalled_turns: i64,
     /// The last turns.
+    #[oai(validator(minimum(value = "0")))]
     recent_turns: i64,
+    /// The message itself: 0 or 1.
+    #[oai(validator(minimum(value = "0")))]
     message: i64,
 }
 
@@ -197,11 +224,15 @@ struct ContextParts {
 #[derive(Object)]
 #[oai(rename = "Context")]
 struct ContextView {
+    /// What the model is shown, in this order; the roles alternate.
     messages: Vec<ContextMessage>,
     /// Tokens of all messages, by estimate: four ASCII characters or one other to a token, and four for each message.
+    #[oai(validator(minimum(value = "0")))]
     token_count: i64,
-    /// The budget, which `token_count` never exceeds.
+    /// The budget in tokens, which `token_count` never exceeds.
+    #[oai(validator(minimum(value = "0")))]
     max_tokens: i64,
+    /// What is in it.
     included: ContextParts,
     /// What did not fit.
     dropped: ContextParts,
@@ -224,7 +255,7 @@ impl From<Parts> for ContextParts {
 
 impl ContextView {
     fn of(context: Context) -> Self {
-        let message = |Message { role, content }| ContextMessage { role: role.as_str().to_owned(), content };
+        let message = |Message { role, content }| ContextMessage { role, content };
         Self {
             messages: context.messages.into_iter().map(message).collect(),
             token_count: context.tokens,
@@ -240,6 +271,8 @@ pub struct MemoryApi(pub Arc<App>);
 #[OpenApi(prefix_path = "/api/v1/sessions", tag = "Tag::Memory")]
 impl MemoryApi {
     /// Get a session's memory
+    ///
+    /// Summary, working memory and behaviour profile. The `ETag` names their present state.
     #[oai(path = "/:session_id/memory", method = "get", operation_id = "getSessionMemory")]
     async fn get(
         &self,
@@ -253,6 +286,8 @@ impl MemoryApi {
     }
 
     /// Change a session's memory
+    ///
+    /// Sets what the body names and leaves the rest.
     #[oai(path = "/:session_id/memory", method = "patch", operation_id = "updateSessionMemory")]
     async fn update(
         &self,
@@ -300,9 +335,10 @@ impl MemoryApi {
         caller: Caller,
         /// The session's id.
         session_id: Path<SessionRef>,
-        /// The most tokens; the server's own budget if absent.
+        /// The budget: 1 to 1,000,000 tokens; the server's own if absent. One that is too small for the message alone is
+        /// refused.
         max_tokens: Query<Option<TokenBudget>>,
-        /// The message that would be sent.
+        /// The message that would be sent; if absent, what the model would be shown before it.
         message: Query<Option<DraftText>>,
     ) -> Result<Found<ContextView>, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);

@@ -89,12 +89,23 @@ fn apis(app: &Arc<App>) -> Apis {
     )
 }
 
+const DESCRIPTION: &str = "\
+Conversation sessions for assistants: sessions, turns and memory in SQL, in front of any OpenAI-compatible model.
+
+- **Answers** are `{\"success\": true, \"data\": …, \"timestamp\": …}`. Failures are `{\"success\": false, \"error\": …}`: \
+branch on `error.code`, never on `error.message`. `X-Request-ID` names every answer, and finds it in the server's log.
+- **Keys** go into `Authorization: Bearer …` or `X-API-Key`, where the server asks for them. What belongs to others \
+answers like what does not exist.
+- **Times** are RFC 3339 in UTC with milliseconds, such as `2024-01-01T12:00:00.000Z`. Lengths are counted in \
+characters, sizes (KiB, MiB) in bytes.
+- **Pages**: send `next_cursor` as `cursor` until it is null. Nothing is skipped or repeated while rows are added.
+- **Sending again**: with an `Idempotency-Key`, a request that was done within 24 hours is not done again, but gets the \
+first answer again. After 409, 429 and 503, wait as long as `Retry-After` says.
+- **Limits**: `RateLimit-…` headers tell how many calls are left, where calls are limited.";
+
 /// The raw document, before [`document`] polishes it. Describing the API needs no running parts.
 fn service<T: OpenApi>(apis: T) -> OpenApiService<T, ()> {
-    OpenApiService::new(apis, "ATLUS", env!("CARGO_PKG_VERSION")).server("/").description(
-        "Conversation sessions for assistants: sessions, turns and memory in SQL, in front of any \
-         OpenAI-compatible model.\n\nEvery answer carries `X-Request-ID`; every failure has the shape of `Failure`.",
-    )
+    OpenApiService::new(apis, "ATLUS", env!("CARGO_PKG_VERSION")).server("/").description(DESCRIPTION)
 }
 
 /// Endpoints by path and method, as poem-openapi hands them out.

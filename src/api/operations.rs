@@ -20,39 +20,50 @@ use crate::{
 /// What this server is and where to go from here.
 #[derive(Object)]
 struct ServiceCard {
+    /// `atlus-api`.
     service: String,
+    /// The server's version, as in semantic versioning.
     version: String,
-    /// Swagger UI.
+    /// Where Swagger UI is.
     docs: String,
+    /// Where the OpenAPI document is.
     openapi: String,
+    /// Where health is told.
     health: String,
 }
 
 /// Whether the database answers.
 #[derive(Object)]
 struct DatabaseHealth {
-    /// `sqlite` or `postgres`.
+    /// Which database it is: `sqlite` or `postgres`.
     kind: String,
-    /// `ok` or `unavailable`.
+    /// Whether it answers: `ok` or `unavailable`.
     status: String,
 }
 
 /// The model that is asked where a chat names no other.
 #[derive(Object)]
 struct ModelInfo {
+    /// How it is spoken to: `builtin`, `openai` or `anthropic`.
     provider: String,
+    /// The model's name.
     name: String,
 }
 
 /// How the server is.
 #[derive(Object)]
 struct Health {
-    /// `healthy` or `unhealthy`.
+    /// Whether all that is needed works: `healthy` or `unhealthy`.
     status: String,
+    /// `atlus-api`.
     service: String,
+    /// The server's version, as in semantic versioning.
     version: String,
+    /// When this was answered.
     timestamp: Timestamp,
+    /// The database, which is asked for this.
     database: DatabaseHealth,
+    /// The model, which is not asked for this.
     model: ModelInfo,
 }
 
@@ -69,6 +80,7 @@ enum HealthAnswer {
 /// A sign of life.
 #[derive(Object)]
 struct Sign {
+    /// `alive` or `ready`.
     status: String,
 }
 
@@ -111,6 +123,8 @@ pub struct OperationsApi(pub Arc<App>);
 #[OpenApi(tag = "Tag::Operations")]
 impl OperationsApi {
     /// Service card
+    ///
+    /// What this server is, and where its documentation and its health are.
     #[oai(path = "/", method = "get", operation_id = "getServiceCard")]
     async fn card(&self, _caller: Caller) -> Result<Found<ServiceCard>, ApiError> {
         let card = ServiceCard {
@@ -143,7 +157,7 @@ impl OperationsApi {
 
     /// Health
     ///
-    /// Not enveloped. 503 while the database does not answer.
+    /// Version, database and model, not enveloped. 503 while the database does not answer.
     #[oai(path = "/api/v1/health", method = "get", operation_id = "getHealth")]
     async fn health(&self) -> HealthAnswer {
         let App { store, engine, clock, .. } = &*self.0;
@@ -166,6 +180,8 @@ impl OperationsApi {
     }
 
     /// Is the process alive?
+    ///
+    /// Answers as long as the process does, whatever becomes of the database: for a liveness probe.
     #[oai(path = "/livez", method = "get", operation_id = "getLiveness")]
     async fn live(&self) -> SignAnswer {
         SignAnswer::Yes(Json(Sign { status: "alive".to_owned() }))
@@ -173,7 +189,7 @@ impl OperationsApi {
 
     /// Can it take requests?
     ///
-    /// 503 while the database does not answer or the server is stopping.
+    /// 503 while the database does not answer or the server is stopping: for a readiness probe.
     #[oai(path = "/readyz", method = "get", operation_id = "getReadiness")]
     async fn ready(&self) -> Result<SignAnswer, ApiError> {
         if self.0.stopping.is_cancelled() {

@@ -38,16 +38,20 @@ enum Field {
 /// A turn that was found.
 #[derive(Object)]
 struct SearchHit {
+    /// The session of the turn.
     session_id: SessionId,
+    /// The turn's number.
     #[oai(validator(minimum(value = "1")))]
     turn: i64,
+    /// Whose session it is.
     user_id: UserId,
     /// The part that answers best.
     field: Field,
-    /// A piece of it, around the words that were found.
+    /// A piece of it, around the words that were found: about 200 characters at most.
     snippet: String,
     /// The higher, the better; comparable within one search.
     score: f64,
+    /// When the turn was made.
     created_at: Timestamp,
 }
 
@@ -76,7 +80,7 @@ impl SearchApi {
         from: Query<Option<Timestamp>>,
         /// Only turns made before this time.
         to: Query<Option<Timestamp>>,
-        /// Turns on a page.
+        /// Turns on a page at most: 1 to 100.
         #[oai(default)]
         limit: Query<Limit>,
         /// `next_cursor` of the page before.

@@ -46,13 +46,13 @@ pub(super) struct NewSession {
     /// doubles.
     #[oai(nullable)]
     metadata: Option<Metadata>,
-    /// What the session is called in lists.
+    /// What the session is called in lists, at most 200 characters.
     #[oai(nullable)]
     title: Option<Title>,
-    /// What the model is told before anything else; the server's own prompt if absent.
+    /// What the model is told before anything else, at most 8,000 characters; the server's own prompt if absent.
     #[oai(nullable)]
     system_prompt: Option<SystemPrompt>,
-    /// Seconds without activity after which the session expires; never if absent.
+    /// Seconds without activity after which the session expires, 60 to 31,536,000 (a year); never if absent.
     #[oai(nullable)]
     ttl_seconds: Option<TtlSeconds>,
 }
@@ -61,16 +61,18 @@ pub(super) struct NewSession {
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
 pub(super) struct SessionChange {
-    /// Null clears it.
+    /// What the session is called in lists, at most 200 characters. Null clears it.
     #[oai(nullable)]
     title: MaybeUndefined<Title>,
-    /// Null clears it; the server's own prompt is used then.
+    /// What the model is told before anything else, at most 8,000 characters. Null clears it; the server's own prompt
+    /// is used then.
     #[oai(nullable)]
     system_prompt: MaybeUndefined<SystemPrompt>,
-    /// Counted from the last activity. Null: the session never expires.
+    /// Seconds without activity after which the session expires, 60 to 31,536,000 (a year), counted from the last
+    /// activity. Null: it never expires.
     #[oai(nullable)]
     ttl_seconds: MaybeUndefined<TtlSeconds>,
-    /// A merge patch (RFC 7396): keys given are set, keys given as null are removed.
+    /// A merge patch (RFC 7396): keys given are set, keys given as null are removed. At most 16 KiB in all.
     #[oai(nullable)]
     metadata: Option<Metadata>,
     /// False ends the session; true reopens it, also after it has expired.
@@ -82,13 +84,13 @@ pub(super) struct SessionChange {
 #[derive(Object, Deserialize, Default)]
 #[serde(default)]
 pub(super) struct NewFork {
-    /// The last turn that the fork holds; the last completed one if absent.
+    /// The number of the last turn that the fork holds, 1 or more; the last completed one if absent.
     #[oai(nullable, validator(minimum(value = "1")))]
     turn: Option<i64>,
-    /// Instead of the session's own.
+    /// Instead of the session's own: a JSON object of at most 16 KiB.
     #[oai(nullable)]
     metadata: Option<Metadata>,
-    /// Instead of the session's own.
+    /// Instead of the session's own, at most 200 characters.
     #[oai(nullable)]
     title: Option<Title>,
 }
@@ -96,8 +98,9 @@ pub(super) struct NewFork {
 /// Where a fork came from.
 #[derive(Object)]
 struct ForkedFrom {
+    /// The session that was copied. It may be gone by now.
     session_id: SessionId,
-    /// The last turn that was copied.
+    /// The number of the last turn that was copied; 0 if there was none.
     turn: i64,
 }
 
@@ -105,13 +108,19 @@ struct ForkedFrom {
 #[derive(Object)]
 #[oai(rename = "Session")]
 pub(super) struct SessionView {
+    /// Names the session in every other call.
     session_id: SessionId,
+    /// Whose session it is.
     user_id: UserId,
+    /// What it is called in lists; null if it has no title.
     #[oai(nullable)]
     title: Option<Title>,
+    /// What was given to find it again; an empty object if nothing was.
     metadata: Metadata,
+    /// What the model is told before anything else; null for the server's own prompt.
     #[oai(nullable)]
     system_prompt: Option<SystemPrompt>,
+    /// When the session was made.
     created_at: Timestamp,
     /// When a chat was last admitted, turns were appended, or the session was reopened.
     last_activity: Timestamp,
@@ -119,14 +128,16 @@ pub(super) struct SessionView {
     is_active: bool,
     /// Made by a chat without a session; such sessions stay out of lists unless asked for.
     temporary: bool,
+    /// Seconds without activity after which it expires; null if it never does.
     #[oai(nullable)]
     ttl_seconds: Option<TtlSeconds>,
-    /// The last activity plus `ttl_seconds`.
+    /// The last activity plus `ttl_seconds`; null if it never expires.
     #[oai(nullable)]
     expires_at: Option<Timestamp>,
-    /// When it was ended by a change of `is_active`.
+    /// When it was ended by a change of `is_active`; null if it was not.
     #[oai(nullable)]
     ended_at: Option<Timestamp>,
+    /// Where a fork came from; null for any other session.
     #[oai(nullable)]
     forked_from: Option<ForkedFrom>,
 }
@@ -134,9 +145,13 @@ pub(super) struct SessionView {
 /// Which parts of a session's memory exist.
 #[derive(Object)]
 struct MemoryOverview {
+    /// The session's id, again.
     session_id: SessionId,
+    /// Whether there is what the conversation itself leaves.
     has_session_memory: bool,
+    /// Whether there is a working memory, be it empty.
     has_working_memory: bool,
+    /// Whether there is a behaviour profile, be it the default one.
     has_behavior_profile: bool,
     /// Completed turns since creation.
     #[oai(validator(minimum(value = "0")))]
@@ -148,6 +163,7 @@ struct MemoryOverview {
 struct SessionWithMemory {
     #[oai(flatten)]
     session: SessionView,
+    /// Which parts of its memory exist.
     memory: MemoryOverview,
 }
 
@@ -156,8 +172,11 @@ struct SessionWithMemory {
 struct Deletion {
     /// Always true.
     success: bool,
+    /// `Session deleted successfully`.
     message: String,
+    /// The session that is gone.
     session_id: SessionId,
+    /// When this was answered.
     timestamp: Timestamp,
 }
 
@@ -253,22 +272,22 @@ impl SessionsApi {
     async fn list(
         &self,
         caller: Caller,
-        /// Only this user's.
+        /// Only this user's sessions.
         user_id: Query<Option<UserId>>,
-        /// Only those that are active, or are not.
+        /// True for only those that are active, false for only those that have ended or expired; all if absent.
         is_active: Query<Option<Flag>>,
         /// Only those whose metadata has all these top-level keys with equal values: a JSON object of at most 16 keys
         /// and 1,024 bytes.
         metadata: Query<Option<MetadataFilter>>,
-        /// Only the temporary ones instead of only the others.
+        /// True for only the temporary sessions, false for only the others.
         #[oai(default)]
         temporary: Query<Flag>,
-        /// What to order by.
+        /// What to order by: when a session was last active, or when it was made.
         #[oai(default)]
         order: Query<Order>,
         /// Newest first (`desc`, the default) or oldest first (`asc`).
         direction: Query<Option<Direction>>,
-        /// Sessions on a page.
+        /// Sessions on a page at most: 1 to 100.
         #[oai(default)]
         limit: Query<Limit>,
         /// `next_cursor` of the page before.
@@ -310,6 +329,9 @@ impl SessionsApi {
     }
 
     /// Get a session
+    ///
+    /// The session with an overview of its memory, also one that has ended or expired. The `ETag` names its present
+    /// state.
     #[oai(path = "/:session_id", method = "get", operation_id = "getSession")]
     async fn get(
         &self,
@@ -333,6 +355,9 @@ impl SessionsApi {
     }
 
     /// Change a session
+    ///
+    /// Sets what the body names and leaves the rest. `is_active` ends a session or reopens it; an ended one can be read,
+    /// exported, forked and deleted, not chatted with.
     #[oai(path = "/:session_id", method = "patch", operation_id = "updateSession")]
     async fn update(
         &self,

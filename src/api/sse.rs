@@ -33,9 +33,12 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// The event `start`: the turn has been admitted.
 #[derive(Object)]
 pub struct StartEvent {
+    /// The session of the turn; of a chat without one, the temporary session that was made.
     pub session_id: SessionId,
+    /// The number of this turn in its session.
     #[oai(validator(minimum(value = "1")))]
     pub turn: i64,
+    /// The `X-Request-ID` of the request that made the turn.
     pub request_id: RequestId,
     /// The model that is asked; of a remembered answer, the one that answered.
     pub model: String,
@@ -44,6 +47,7 @@ pub struct StartEvent {
 /// The event `delta`: more of the reply.
 #[derive(Object)]
 pub struct DeltaEvent {
+    /// What follows what came before.
     pub text: String,
 }
 

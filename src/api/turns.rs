@@ -42,10 +42,13 @@ const MAX_ADDED: usize = 100;
 #[derive(Object)]
 #[oai(rename = "Usage")]
 pub(super) struct UsageView {
+    /// Tokens that the model was shown.
     #[oai(validator(minimum(value = "0")))]
     prompt_tokens: i64,
+    /// Tokens that the model said.
     #[oai(validator(minimum(value = "0")))]
     completion_tokens: i64,
+    /// Both, as the model counts them.
     #[oai(validator(minimum(value = "0")))]
     total_tokens: i64,
 }
@@ -62,7 +65,7 @@ impl From<Usage> for UsageView {
 struct TurnError {
     /// The stable name of the reason: an error code, or `INTERRUPTED` if its server stopped.
     code: String,
-    /// For people.
+    /// The reason, for people.
     message: String,
 }
 
@@ -70,29 +73,38 @@ struct TurnError {
 #[derive(Object)]
 #[oai(rename = "Turn")]
 struct TurnView {
+    /// The session of the turn.
     session_id: SessionId,
-    /// 1, 2, 3 … without gaps.
+    /// Its number in the session: 1, 2, 3 … without gaps.
     #[oai(validator(minimum(value = "1")))]
     turn: i64,
+    /// Where it stands. It begins `running` and ends `completed`, `failed` or `cancelled`; one that was erased is
+    /// `deleted`.
     status: TurnStatus,
+    /// What the user said; empty once it is erased.
     message: String,
-    /// Null unless the turn is completed.
+    /// What was answered; null unless the turn is completed.
     #[oai(nullable)]
     response: Option<String>,
+    /// Why it did not complete; null unless it failed or was cancelled.
     #[oai(nullable)]
     error: Option<TurnError>,
-    /// The model that answered.
+    /// The model that answered; null where none did or none was named.
     #[oai(nullable)]
     model: Option<String>,
-    /// Null where the model does not say.
+    /// What it cost; null where the model does not say.
     #[oai(nullable)]
     usage: Option<UsageView>,
-    /// Seconds from the request's arrival to the model's answer.
+    /// Seconds from the request's arrival to the model's answer; null while it runs, and for turns made elsewhere.
     #[oai(nullable)]
     execution_time: Option<f64>,
+    /// The `X-Request-ID` of the request that made it.
     request_id: RequestId,
+    /// What was given with the message; an empty object if nothing was.
     metadata: Metadata,
+    /// When the message was admitted, or what was said of a turn made elsewhere.
     created_at: Timestamp,
+    /// When it ended; null while it runs.
     #[oai(nullable)]
     completed_at: Option<Timestamp>,
 }
@@ -128,7 +140,7 @@ pub(super) fn seconds(micros: i64) -> f64 {
 /// Turns made elsewhere.
 #[derive(Object, Deserialize)]
 pub(super) struct NewTurns {
-    /// In the order in which they were made; all are added, or none.
+    /// 1 to 100 turns in the order in which they were made; all are added, or none.
     #[oai(validator(min_items = "1", max_items = "100"))]
     turns: Vec<NewTurnView>,
 }
@@ -145,7 +157,7 @@ struct NewTurnView {
     #[serde(default)]
     #[oai(nullable)]
     metadata: Option<Metadata>,
-    /// The model that answered.
+    /// The model that answered, 1 to 200 characters.
     #[serde(default)]
     #[oai(nullable)]
     model: Option<ModelName>,
@@ -158,6 +170,7 @@ struct NewTurnView {
 /// The turns that were added.
 #[derive(Object)]
 struct AddedTurns {
+    /// In the order in which they were sent, each with its number.
     items: Vec<TurnView>,
 }
 
@@ -195,7 +208,7 @@ impl TurnsApi {
         status: Query<Option<TurnStatus>>,
         /// From the first turn (`asc`, the default) or from the last (`desc`).
         direction: Query<Option<Direction>>,
-        /// Turns on a page.
+        /// Turns on a page at most: 1 to 100.
         #[oai(default)]
         limit: Query<Limit>,
         /// `next_cursor` of the page before.
@@ -253,6 +266,8 @@ impl TurnsApi {
     }
 
     /// Get a turn
+    ///
+    /// One turn by its number, whatever its status.
     #[oai(path = "/:session_id/turns/:turn", method = "get", operation_id = "getTurn")]
     async fn get(
         &self,
@@ -315,7 +330,8 @@ impl TurnsApi {
         session_id: Path<SessionRef>,
         /// The turn's number.
         turn: Path<TurnRef>,
-        /// The id of the last event that arrived; everything from the beginning if absent.
+        /// The id of the last event that arrived, which is the offset in the reply in bytes; everything from the beginning
+        /// if absent.
         #[oai(name = "Last-Event-ID")]
         last_event_id: LastEventId,
     ) -> Result<EventStream, ApiError> {
@@ -366,10 +382,7 @@ impl TurnsApi {
             Cancelled::Done => {}
             Cancelled::UnknownSession => return Err(no_session()),
             Cancelled::UnknownTurn => return Err(no_turn()),
-            Cancelled::NotRunning => {
-                let message = format!("Turn {number} is not running");
-                return Err(ApiError::new(Code::TurnNotRunning, message));
-            }
+            Cancelled::NotRunning => return Err(ApiError::turn_not_running(number)),
         }
         let record = self.0.store.turn(&caller, id, number).await?.ok_or_else(no_session)?;
         Ok(found(record.into(), self.0.clock.now()))

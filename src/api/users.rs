@@ -25,6 +25,7 @@ use crate::{
 /// What is there of a user.
 #[derive(Object)]
 struct User {
+    /// The user's id.
     user_id: UserId,
     /// Sessions, temporary and inactive ones too.
     #[oai(validator(minimum(value = "0")))]
@@ -38,6 +39,7 @@ struct User {
     /// When the first session was made; null if there is none.
     #[oai(nullable)]
     first_activity: Option<Timestamp>,
+    /// When any of the sessions was last active; null if there is none.
     #[oai(nullable)]
     last_activity: Option<Timestamp>,
 }
@@ -45,17 +47,22 @@ struct User {
 /// What was removed, by kind.
 #[derive(Object)]
 struct Erasure {
+    /// The user who was erased.
     user_id: UserId,
+    /// How much was removed, by kind.
     removed: Removed,
 }
 
 /// How much was removed.
 #[derive(Object)]
 struct Removed {
-    /// Each with its working memory, behaviour profile and summary.
+    /// Sessions, each with its working memory, behaviour profile and summary.
     sessions: u64,
+    /// Turns, whatever their status.
     turns: u64,
+    /// Long-term facts.
     facts: u64,
+    /// Entries by which search finds turns.
     search_entries: u64,
     /// Answers that idempotency keys remembered.
     remembered_answers: u64,
@@ -67,19 +74,22 @@ struct Removed {
 #[derive(Object)]
 #[oai(rename = "Fact")]
 struct FactView {
-    /// Any JSON.
+    /// What is known: any JSON of at most 4 KiB.
     value: Value,
     /// Where it was said; null if it was stated by a request.
     #[oai(nullable)]
     session_id: Option<SessionId>,
+    /// The number of the turn in which it was said; null if it was stated by a request.
     #[oai(nullable)]
     turn: Option<i64>,
+    /// When it was last stated.
     updated_at: Timestamp,
 }
 
 /// What is known about a user across sessions.
 #[derive(Object)]
 struct UserMemory {
+    /// The user's id.
     user_id: UserId,
     /// By name, the newest statement of each.
     facts: BTreeMap<String, FactView>,
@@ -114,6 +124,8 @@ pub struct UsersApi(pub Arc<App>);
 #[OpenApi(prefix_path = "/api/v1/users", tag = "Tag::Users")]
 impl UsersApi {
     /// Get an overview of a user
+    ///
+    /// How many sessions, turns and facts there are, and when the user was active.
     #[oai(path = "/:user_id", method = "get", operation_id = "getUser")]
     async fn get(
         &self,
@@ -182,6 +194,8 @@ impl UsersApi {
     }
 
     /// Change what is known about a user
+    ///
+    /// Sets facts, replaces them, or forgets those that are given as null. The answer is all that is known then.
     #[oai(path = "/:user_id/memory", method = "patch", operation_id = "updateUserMemory")]
     async fn update_memory(
         &self,

@@ -21,6 +21,7 @@ use crate::domain::{
     key::{KeyId, KeyName, Scope},
     memory::WorkingMemory,
     page::{Direction, Listing, Position},
+    prompt::Role,
     session::{SystemPrompt, Title, TtlSeconds, UserId},
     text::refuse_nul,
     turn::TurnStatus,
@@ -211,6 +212,7 @@ wire!(
     "TurnStatus",
     MetaSchema {
         enum_items: Self::ALL.iter().map(|status| status.as_str().into()).collect(),
+        example: Some("completed".into()),
         ..MetaSchema::new("string")
     },
     |status| status.as_str().into()
@@ -220,6 +222,19 @@ read_parameter!(TurnStatus: |text| {
     let known = Self::ALL.into_iter().find(|status| status.as_str() == text);
     known.ok_or_else(|| format!("must be one of {}", Self::ALL.map(Self::as_str).join(", ")))
 });
+
+const ROLES: [Role; 3] = [Role::System, Role::User, Role::Assistant];
+
+wire!(
+    Role,
+    "Role",
+    MetaSchema {
+        enum_items: ROLES.iter().map(|role| role.as_str().into()).collect(),
+        ..MetaSchema::new("string")
+    },
+    |role| role.as_str().into()
+);
+only_written!(Role);
 
 /// A message as it is sent: any text without U+0000. How long it may be is a setting, and that it must not be blank is
 /// found out later.
@@ -290,7 +305,12 @@ impl TokenBudget {
     const MAX: i32 = 1_000_000;
 }
 
-wire!(TokenBudget, "TokenBudget", integer(1, Some(Self::MAX)), |budget| budget.0.into());
+wire!(
+    TokenBudget,
+    "TokenBudget",
+    MetaSchema { example: Some(json!(4000)), ..integer(1, Some(Self::MAX)) },
+    |budget| budget.0.into()
+);
 read_parameter!(TokenBudget: |text| {
     let budget = digits(text).filter(|budget| (1..=i64::from(Self::MAX)).contains(budget));
     budget.map(Self).ok_or_else(|| format!("must be a number from 1 to {}", Self::MAX))
@@ -357,7 +377,12 @@ impl TryFrom<i64> for MaxTokens {
     }
 }
 
-wire!(MaxTokens, "MaxTokens", integer(1, Some(Self::MAX)), |tokens| { tokens.0.into() });
+wire!(
+    MaxTokens,
+    "MaxTokens",
+    MetaSchema { example: Some(json!(500)), ..integer(1, Some(Self::MAX)) },
+    |tokens| tokens.0.into()
+);
 read_json!(MessageText, ResponseText, ModelName, Temperature, MaxTokens);
 
 /// A session named in a path. Text that is no id names no session, so reading it never fails.
@@ -387,7 +412,10 @@ pub struct TurnRef {
     pub turn: Option<i64>,
 }
 
-wire!(TurnRef, "TurnRef", integer(1, None), |turn| turn.text.as_str().into());
+wire!(TurnRef, "TurnRef", MetaSchema { example: Some(json!(2)), ..integer(1, None) }, |turn| turn
+    .text
+    .as_str()
+    .into());
 read_parameter!(TurnRef: |text| Ok(Self { text: text.to_owned(), turn: digits(text) }));
 
 /// How many items a page has at most.
@@ -400,7 +428,9 @@ impl Default for Limit {
     }
 }
 
-wire!(Limit, "Limit", integer(1, Some(100)), |limit| limit.0.into());
+wire!(Limit, "Limit", MetaSchema { example: Some(json!(50)), ..integer(1, Some(100)) }, |limit| limit
+    .0
+    .into());
 read_parameter!(Limit: |text| {
     let limit = digits(text).filter(|limit| (1..=100).contains(limit));
     limit.map(Self).ok_or_else(|| "must be a number from 1 to 100".to_owned())
@@ -418,13 +448,20 @@ impl Cursor {
     }
 }
 
-wire!(Cursor, "Cursor", text(1, 512, "5b1e…"), |cursor| cursor.0.as_str().into());
+wire!(Cursor, "Cursor", text(1, 512, "0000000000000001000000000000000018abbf17f0fb0248"), |cursor| cursor
+    .0
+    .as_str()
+    .into());
 read_parameter!(Cursor: |text| Ok(Self(text.to_owned())));
 
 wire!(
     Direction,
     "Direction",
-    MetaSchema { enum_items: vec!["asc".into(), "desc".into()], ..MetaSchema::new("string") },
+    MetaSchema {
+        enum_items: vec!["asc".into(), "desc".into()],
+        example: Some("asc".into()),
+        ..MetaSchema::new("string")
+    },
     |direction| match direction {
         Direction::Asc => "asc".into(),
         Direction::Desc => "desc".into(),
@@ -440,7 +477,9 @@ read_parameter!(Direction: |text| match text {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flag(pub bool);
 
-wire!(Flag, "Flag", MetaSchema::new("boolean"), |flag| flag.0.into());
+wire!(Flag, "Flag", MetaSchema { example: Some(true.into()), ..MetaSchema::new("boolean") }, |flag| flag
+    .0
+    .into());
 read_parameter!(Flag: |text| match text {
     "true" => Ok(Self(true)),
     "false" => Ok(Self(false)),
@@ -458,7 +497,11 @@ pub enum Order {
 wire!(
     Order,
     "Order",
-    MetaSchema { enum_items: vec!["last_activity".into(), "created_at".into()], ..MetaSchema::new("string") },
+    MetaSchema {
+        enum_items: vec!["last_activity".into(), "created_at".into()],
+        example: Some("created_at".into()),
+        ..MetaSchema::new("string")
+    },
     |order| match order {
         Order::LastActivity => "last_activity".into(),
         Order::CreatedAt => "created_at".into(),

@@ -82,7 +82,7 @@ fn host(request: &Request) -> Result<Option<&HeaderValue>, ApiError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() || host.is_none() && request.version() >= Version::HTTP_11 {
-        return Err(ApiError::new(Code::InvalidRequest, "The Host header must be given once"));
+        return Err(ApiError::not_one_host());
     }
     Ok(host)
 }

@@ -38,8 +38,9 @@ fn translate(error: &Error) -> ApiError {
         return refusal.clone();
     }
     if let Some(ParseParamError { name, reason }) = error.downcast_ref() {
-        // poem-openapi puts the type's name in front of what we said.
+        // poem-openapi puts the type's name in front of what we said, and behind it if the parameter may be absent.
         let problem = reason.split_once("\": ").map_or(reason.as_str(), |(_, problem)| problem);
+        let problem = problem.split(" (occurred while parsing").next().unwrap_or_default();
         return ApiError::field(*name, problem);
     }
     // A path that cannot be decoded names nothing.

@@ -1,4 +1,5 @@
-//! Checks answers against the OpenAPI document, strictly: a field that is not described is an error too.
+//! Checks answers against the OpenAPI document, strictly: a field that is not described is an error too, and so is a
+//! failure that the operation does not list.
 
 use std::{
     collections::HashMap,
@@ -26,7 +27,7 @@ pub fn operations() -> Vec<(Method, String, Value)> {
 }
 
 /// The document with its schemas as JSON Schema, which has no `nullable`.
-static STRICT: LazyLock<Value> = LazyLock::new(|| json_schema(DOCUMENT.clone()));
+pub static STRICT: LazyLock<Value> = LazyLock::new(|| json_schema(DOCUMENT.clone()));
 
 type Validators = Mutex<HashMap<(Method, String, String), Arc<Validator>>>;
 static VALIDATORS: LazyLock<Validators> = LazyLock::new(Default::default);
@@ -44,12 +45,27 @@ pub fn check(method: &Method, path: &str, status: u16, body: &Value) {
         assert!(*method == Method::HEAD || status == 405, "{method} {template} answered {status}");
         return check_failure(status, body);
     };
-    let responses = operation["responses"].as_object().unwrap();
-    let range = format!("{}XX", status / 100);
-    let key = [status.to_string(), range].into_iter().find(|key| responses.contains_key(key));
-    let key = key.unwrap_or_else(|| panic!("{method} {template} does not say that it answers {status}"));
-    let schema = &responses[&key]["content"]["application/json"]["schema"];
-    validate(&(method.clone(), template, key), schema, body);
+    // Not by its range: what is answered is to be listed.
+    let key = status.to_string();
+    let response = resolved(&operation["responses"][&key]);
+    assert!(!response.is_null(), "{method} {template} does not say that it answers {status}: {body}");
+    let content = &response["content"]["application/json"];
+    validate(&(method.clone(), template.clone(), key), &content["schema"], body);
+    if let Some(listed) = content["examples"].as_object().filter(|_| status >= 400) {
+        let code = body["error"]["code"].as_str().unwrap();
+        assert!(
+            listed.contains_key(code),
+            "{method} {template} does not say that it answers {status} {code}"
+        );
+    }
+}
+
+/// What a reference leads to; anything else itself.
+pub fn resolved(part: &Value) -> &Value {
+    match part["$ref"].as_str() {
+        Some(target) => STRICT.pointer(target.trim_start_matches('#')).unwrap(),
+        None => part,
+    }
 }
 
 /// Panics unless the document allows this event.
@@ -73,19 +89,23 @@ fn check_failure(status: u16, body: &Value) {
 }
 
 fn validate(key: &(Method, String, String), schema: &Value, body: &Value) {
-    let validator = VALIDATORS
-        .lock()
-        .unwrap()
-        .entry(key.clone())
-        .or_insert_with(|| {
-            let mut root = schema.clone();
-            root["components"] = STRICT["components"].clone();
-            Arc::new(jsonschema::options().should_validate_formats(true).build(&root).unwrap())
-        })
-        .clone();
-    let errors: Vec<_> =
-        validator.iter_errors(body).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    let mut known = VALIDATORS.lock().unwrap();
+    let validator = known.entry(key.clone()).or_insert_with(|| Arc::new(validator(schema))).clone();
+    drop(known);
+    let errors = problems(&validator, body);
     assert!(errors.is_empty(), "{key:?} answered what the document does not allow: {errors:#?} in {body:#}");
+}
+
+/// Checks what a schema of [`STRICT`] allows.
+pub fn validator(schema: &Value) -> Validator {
+    let mut root = schema.clone();
+    root["components"] = json!({"schemas": STRICT["components"]["schemas"]});
+    jsonschema::options().should_validate_formats(true).build(&root).unwrap()
+}
+
+/// What is wrong with a value.
+pub fn problems(validator: &Validator, value: &Value) -> Vec<String> {
+    validator.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path())).collect()
 }
 
 /// The path of the document that a real path belongs to; literal parts win over parameters.
