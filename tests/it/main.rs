@@ -4,6 +4,7 @@
 
 mod archive;
 mod audit;
+mod breaking;
 mod budgets;
 mod chat;
 mod connections;

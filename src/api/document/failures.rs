@@ -31,58 +31,79 @@ use crate::{
 /// What the operation of this method and path may answer: what its guard, its body and its parameters bring along,
 /// and its own.
 fn codes(method: &Method, path: &str, operation: &Value) -> BTreeSet<Code> {
-    use Code::*;
     let own = own(method, path);
-    let anywhere = [InvalidRequest, ValidationError, InternalError];
-    let mut codes: BTreeSet<_> = anywhere.into_iter().chain(own.iter().copied()).collect();
+    let mut codes = BTreeSet::from([Code::InvalidRequest, Code::ValidationError, Code::InternalError]);
+    codes.extend(own);
     if needed(method, path).is_some() {
-        codes.extend([Unauthorized, Forbidden, RateLimitExceeded]);
-        codes.extend([UpstreamUnavailable, Overloaded, DatabaseUnavailable]);
+        codes.extend([
+            Code::Unauthorized,
+            Code::Forbidden,
+            Code::RateLimitExceeded,
+            Code::UpstreamUnavailable,
+            Code::Overloaded,
+            Code::DatabaseUnavailable,
+        ]);
     }
     if operation["requestBody"].is_object() {
-        codes.extend([InvalidContentType, InvalidJson, RequestTimeout, PayloadTooLarge]);
+        codes.extend([
+            Code::InvalidContentType,
+            Code::InvalidJson,
+            Code::RequestTimeout,
+            Code::PayloadTooLarge,
+        ]);
     }
     for parameter in operation["parameters"].as_array().into_iter().flatten() {
         let place = [&parameter["in"], &parameter["name"]].map(|text| text.as_str().unwrap_or_default());
-        match place {
-            // Where a session is written to, it may also have ended.
-            ["path", "session_id"] if !own.contains(&InvalidSession) => {
-                codes.extend([NotFound, SessionNotFound])
+        let brought: &[Code] = match place {
+            // Where the session must also be active, one code stands for both.
+            ["path", "session_id"] if !own.contains(&Code::InvalidSession) => {
+                &[Code::NotFound, Code::SessionNotFound]
             }
-            ["path", "turn"] => codes.extend([NotFound, TurnNotFound]),
-            ["path", "key_id"] => codes.extend([NotFound, KeyNotFound]),
+            ["path", "turn"] => &[Code::NotFound, Code::TurnNotFound],
+            ["path", "key_id"] => &[Code::NotFound, Code::KeyNotFound],
             // What is no UTF-8 names nothing.
-            ["path", _] => codes.extend([NotFound]),
-            ["query", "cursor"] => codes.extend([InvalidCursor]),
-            ["header", "Idempotency-Key"] => codes.extend([IdempotencyInProgress, IdempotencyKeyReused]),
-            ["header", "If-Match"] => codes.extend([PreconditionFailed]),
-            _ => {}
-        }
+            ["path", _] => &[Code::NotFound],
+            ["query", "cursor"] => &[Code::InvalidCursor],
+            ["header", "Idempotency-Key"] => &[Code::IdempotencyInProgress, Code::IdempotencyKeyReused],
+            ["header", "If-Match"] => &[Code::PreconditionFailed],
+            _ => &[],
+        };
+        codes.extend(brought);
     }
     codes
 }
 
 /// What an operation may answer that cannot be told from how it is called.
 fn own(method: &Method, path: &str) -> &'static [Code] {
-    use Code::*;
     let segments: Vec<_> = path.trim_start_matches("/api/v1").split('/').skip(1).collect();
     match (method.as_str(), segments.as_slice()) {
-        ("GET", ["readyz"]) => &[Overloaded, DatabaseUnavailable],
-        ("GET", ["sessions", "continue"]) => &[NoSessionFound],
-        ("POST", ["sessions", _, "fork"]) => &[TurnNotFound, SessionBusy],
+        ("GET", ["readyz"]) => &[Code::Overloaded, Code::DatabaseUnavailable],
+        ("GET", ["sessions", "continue"]) => &[Code::NoSessionFound],
+        ("POST", ["sessions", _, "fork"]) => &[Code::TurnNotFound, Code::SessionBusy],
         ("POST", ["chat"]) => &[
-            MessageTooLong, InvalidSession, SessionBusy, TurnCancelled, TokenBudgetExceeded, UpstreamError,
-            UpstreamTimeout,
+            Code::MessageTooLong,
+            Code::InvalidSession,
+            Code::SessionBusy,
+            Code::TurnCancelled,
+            Code::TokenBudgetExceeded,
+            Code::UpstreamError,
+            Code::UpstreamTimeout,
         ],
         // What fails once the turn has begun is an event.
-        ("POST", ["chat", "stream"]) => {
-            &[MessageTooLong, InvalidSession, SessionBusy, TurnCancelled, TokenBudgetExceeded]
+        ("POST", ["chat", "stream"]) => &[
+            Code::MessageTooLong,
+            Code::InvalidSession,
+            Code::SessionBusy,
+            Code::TurnCancelled,
+            Code::TokenBudgetExceeded,
+        ],
+        ("POST", ["sessions", _, "turns"]) => {
+            &[Code::MessageTooLong, Code::InvalidSession, Code::SessionBusy, Code::TurnCancelled]
         }
-        ("POST", ["sessions", _, "turns"]) => &[MessageTooLong, InvalidSession, SessionBusy, TurnCancelled],
-        ("DELETE", ["sessions", _, "turns", _]) => &[SessionBusy],
-        ("POST", ["sessions", _, "turns", _, "cancel"]) => &[TurnNotRunning],
-        ("GET", ["users", _] | ["users", _, "export"]) | ("DELETE", ["users", _]) => &[UserNotFound],
-        ("POST", ["import"]) => &[UserNotFound, SessionBusy],
+        ("DELETE", ["sessions", _, "turns", _]) => &[Code::SessionBusy],
+        ("POST", ["sessions", _, "turns", _, "cancel"]) => &[Code::TurnNotRunning],
+        ("GET", ["users", _] | ["users", _, "export"]) | ("DELETE", ["users", _]) => &[Code::UserNotFound],
+        ("POST", ["import"]) => &[Code::UserNotFound, Code::SessionBusy],
         _ => &[],
     }
 }
@@ -189,12 +210,10 @@ pub fn describe(document: &mut Value) {
         responses["5XX"] = refer("responses", "ServerError");
     });
     let components = &mut document["components"];
-    let list: String = Code::ALL
-        .iter()
-        .map(|code| format!("\n- `{}` ({}): {}", name(*code), code.status().as_u16(), code.meaning()))
-        .collect();
+    let line = |code: &Code| format!("- `{}` ({}): {}", name(*code), code.status().as_u16(), code.meaning());
+    let list: Vec<_> = Code::ALL.iter().map(line).collect();
     let codes = &mut components["schemas"]["ErrorCode"]["description"];
-    *codes = format!("{}\n{list}", codes.as_str().unwrap_or_default()).into();
+    *codes = format!("{}\n\n{}", codes.as_str().unwrap_or_default(), list.join("\n")).into();
     components["responses"] = answers.into();
     components["examples"] = examples.into();
 }
