@@ -74,13 +74,13 @@ struct BehaviorProfile {
 #[derive(Object)]
 struct ProfileTurns {
     /// The turn that set `verbosity`.
-    #[oai(nullable)]
+    #[oai(nullable, validator(minimum(value = "1")))]
     verbosity: Option<i64>,
     /// The turn that set `tone`.
-    #[oai(nullable)]
+    #[oai(nullable, validator(minimum(value = "1")))]
     tone: Option<i64>,
     /// The turn that set `depth`.
-    #[oai(nullable)]
+    #[oai(nullable, validator(minimum(value = "1")))]
     depth: Option<i64>,
 }
 
@@ -94,7 +94,7 @@ struct ConversationMemory {
     #[oai(nullable)]
     summary: Option<String>,
     /// The number of the last turn that the summary covers; null without one.
-    #[oai(nullable)]
+    #[oai(nullable, validator(minimum(value = "1")))]
     summary_through: Option<i64>,
 }
 

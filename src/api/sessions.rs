@@ -101,6 +101,7 @@ struct ForkedFrom {
     /// The session that was copied. It may be gone by now.
     session_id: SessionId,
     /// The number of the last turn that was copied; 0 if there was none.
+    #[oai(validator(minimum(value = "0")))]
     turn: i64,
 }
 

@@ -157,7 +157,8 @@ impl ApiResponse for EventStream {
             responses: vec![MetaResponse {
                 description: "Events: `start`, `delta` as text comes, then `done` (after the turn is stored) or \
                      `error`. An event's id is the offset in the reply that follows it, in bytes. A comment every \
-                     15 seconds keeps the connection open.",
+                     15 seconds keeps the connection open.\n\n```text\nevent: delta\nid: 18\n\
+                     data: {\"text\":\"Your name is John.\"}\n```\n\nThe schema is that of an event's `data`.",
                 status: Some(200),
                 status_range: None,
                 content: vec![MetaMediaType {

@@ -80,7 +80,7 @@ struct FactView {
     #[oai(nullable)]
     session_id: Option<SessionId>,
     /// The number of the turn in which it was said; null if it was stated by a request.
-    #[oai(nullable)]
+    #[oai(nullable, validator(minimum(value = "1")))]
     turn: Option<i64>,
     /// When it was last stated.
     updated_at: Timestamp,
