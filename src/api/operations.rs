@@ -95,7 +95,7 @@ enum SignAnswer {
 struct PrometheusText(String);
 
 impl Payload for PrometheusText {
-    const CONTENT_TYPE: &'static str = metrics::MEDIA_TYPE;
+    const CONTENT_TYPE: &'static str = "text/plain";
 
     fn schema_ref() -> MetaSchemaRef {
         String::schema_ref()

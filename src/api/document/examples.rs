@@ -20,7 +20,9 @@ pub fn show(document: &mut Value) {
                 Value::Null => continue,
                 whole => whole.clone(),
             };
-            response["content"]["application/json"]["example"] = example;
+            for content in response["content"].as_object_mut().into_iter().flat_map(Map::values_mut) {
+                content["example"] = example.clone();
+            }
         }
         if let Some(events) = named(&own["events"]) {
             operation["responses"]["200"]["content"]["text/event-stream"]["examples"] = events;
