@@ -46,6 +46,7 @@ use crate::{
         cors::cors,
         headers::headers,
         limit::limit,
+        observe::observe,
         origin::{Gate, guard},
         refuse::refuse,
         request_id::request_id,
@@ -99,6 +100,7 @@ pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Outp
         .around(move |next, request| cors(origins.clone(), next, request))
         .around(headers)
         .around(access_log)
+        .around(observe)
         .around(request_id)
 }
 

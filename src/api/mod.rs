@@ -31,7 +31,7 @@ use poem::{
     error::MethodNotAllowedError,
     http::{HeaderValue, Method, StatusCode, header},
 };
-use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags};
+use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags, registry::MetaPath};
 
 pub use arrival::Arrival;
 pub use json::BodyLimit;
@@ -104,11 +104,13 @@ type Operations = HashMap<String, HashMap<Method, BoxEndpoint<'static>>>;
 pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     let mut operations = Operations::new();
     apis(app).add_routes(&mut operations);
+    let named = named_operations();
     let mut route = Route::new();
     for (path, methods) in operations {
         let guard = |(method, operation)| {
             let operation = auth::guarded(app, (&method, &path), operation);
-            (method, operation)
+            let name = named.get(&(method.clone(), path.clone())).cloned();
+            (method, noted(name, operation))
         };
         let methods = methods.into_iter().map(guard).collect();
         route = route.at(path, only(methods));
@@ -121,6 +123,33 @@ pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     });
     route = route.at("/api/v1/docs", get(redirect.boxed()));
     route.before(with_query)
+}
+
+/// The id and the path in the document of all operations, by method and path as it is routed.
+fn named_operations() -> HashMap<(Method, String), (&'static str, Arc<str>)> {
+    let paths = Apis::meta().into_iter().flat_map(|api| api.paths);
+    let of_path = |MetaPath { path, operations }: MetaPath| {
+        let (routed, path) = (path.replace('{', ":").replace('}', ""), Arc::<str>::from(path));
+        operations.into_iter().filter_map(move |operation| {
+            Some(((operation.method, routed.clone()), (operation.operation_id?, path.clone())))
+        })
+    };
+    paths.flat_map(of_path).collect()
+}
+
+/// Notes which operation was called, before anybody is refused.
+fn noted(name: Option<(&'static str, Arc<str>)>, operation: BoxEndpoint<'static>) -> BoxEndpoint<'static> {
+    let Some((id, route)) = name else { return operation };
+    let note = move |request: Request| {
+        let route = route.clone();
+        async move {
+            if let Some(arrival) = request.data::<Arrival>() {
+                arrival.notes.called(id, route);
+            }
+            Ok(request)
+        }
+    };
+    operation.before(note).boxed()
 }
 
 /// One path: its methods, and a refusal that lists them for any other. Not poem-openapi's own routing, which

@@ -11,7 +11,8 @@ pub async fn fail_abandoned_turns(app: &App) -> Result<()> {
         let expired = app.store.expired_turns(None, BATCH).await?;
         for turn in &expired {
             if app.store.fail_expired_turn(*turn, app.clock.now()).await? {
-                tracing::warn!(session = %turn.session_id, turn = turn.turn, "turn failed: its server is gone");
+                let (tenant, session_id) = (turn.tenant_id.number(), turn.session_id);
+                tracing::warn!(tenant, %session_id, turn = turn.turn, "turn failed: its server is gone");
             }
         }
         if i64::try_from(expired.len()).is_ok_and(|found| found < BATCH) {

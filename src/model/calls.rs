@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{Ask, Error, Listener, Model, Reply, circuit::Circuit};
-use crate::domain::ids::random_bits;
+use crate::{domain::ids::random_bits, telemetry::traces::Span};
 
 /// The time that an attempt must have had for its being late to count against the server.
 const FAIR: Duration = Duration::from_secs(1);
@@ -133,6 +133,7 @@ impl Calls {
                 }
                 Err(error) => error,
             };
+            Span::current().note_failure("attempt failed", kind(&error));
             // One that had hardly any time, having waited for its place, says nothing of the server.
             if !matches!(error, Error::TimedOut(_)) || began.elapsed() >= FAIR {
                 candidate.circuit.report(!matches!(error, Error::Broken(_) | Error::TimedOut(_)));
@@ -163,6 +164,17 @@ impl Model for Calls {
 
     fn reply<'a>(&'a self, ask: &'a Ask, listener: &'a dyn Listener) -> BoxFuture<'a, Result<Reply, Error>> {
         Box::pin(self.call(ask, listener))
+    }
+}
+
+/// What kind of failure it is, for traces.
+fn kind(error: &Error) -> &'static str {
+    match error {
+        Error::Failed(_) => "refused",
+        Error::Broken(_) => "broken",
+        Error::TimedOut(_) => "timeout",
+        Error::Unavailable { .. } => "unavailable",
+        Error::Overloaded => "overloaded",
     }
 }
 

@@ -51,7 +51,8 @@ fn http_is_known_to_the_outer_rooms_alone() {
     for word in ["poem::", "use poem", "poem_openapi"] {
         only_in(word, &["api/", "middleware/", "server.rs"]);
     }
-    only_in("reqwest", &["auth/", "model/", "cli/", "config.rs"]);
+    only_in("reqwest", &["auth/", "model/", "cli/", "telemetry/", "config.rs"]);
+    only_in("opentelemetry::", &["telemetry/"]);
 }
 
 #[test]
@@ -63,6 +64,13 @@ fn rooms_use_those_below_them_only() {
                 "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli",
                 "config",
             ][..],
+        ),
+        (
+            "telemetry/",
+            &[
+                "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli",
+                "config", "domain",
+            ],
         ),
         ("store/", &["auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
         ("model/", &["store", "auth", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),
