@@ -21,6 +21,7 @@ mod jwt;
 mod keys;
 mod learning;
 mod limits;
+mod logs;
 mod memory;
 mod models;
 mod openapi;
