@@ -248,11 +248,7 @@ impl Settings {
     /// Reads every value; fails with all that is wrong.
     pub fn read(&self) -> Result<Config, ConfigError> {
         let mut problems = Problems(Vec::new());
-        let listen = problems.parse(
-            "ATLUS_LISTEN",
-            given(Some(&self.listen)).unwrap_or("127.0.0.1:5000"),
-            "must be an address and a port: 127.0.0.1:5000",
-        );
+        let listen = self.listen(&mut problems);
         let access = self.access.read(listen, &mut problems);
         let database = self.database_settings(&mut problems);
         let model = self.model_config(&mut problems);
@@ -296,6 +292,20 @@ impl Settings {
         let mut problems = Problems(Vec::new());
         let database = self.database_settings(&mut problems);
         database.filter(|_| problems.0.is_empty()).ok_or(ConfigError(problems.0))
+    }
+
+    /// Only where the server listens, for commands that ask it something.
+    pub fn read_listen(&self) -> Result<SocketAddr, ConfigError> {
+        let mut problems = Problems(Vec::new());
+        self.listen(&mut problems).ok_or(ConfigError(problems.0))
+    }
+
+    fn listen(&self, problems: &mut Problems) -> Option<SocketAddr> {
+        problems.parse(
+            "ATLUS_LISTEN",
+            given(Some(&self.listen)).unwrap_or("127.0.0.1:5000"),
+            "must be an address and a port: 127.0.0.1:5000",
+        )
     }
 
     fn server_settings(

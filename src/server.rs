@@ -46,6 +46,7 @@ use crate::{
         cors::cors,
         headers::headers,
         limit::limit,
+        measure::measure,
         observe::observe,
         origin::{Gate, guard},
         refuse::refuse,
@@ -100,6 +101,7 @@ pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Outp
         .around(move |next, request| cors(origins.clone(), next, request))
         .around(headers)
         .around(access_log)
+        .around(measure)
         .around(observe)
         .around(request_id)
 }

@@ -34,8 +34,8 @@ use crate::{
 pub struct Needed {
     /// What a key must allow.
     pub scope: Scope,
-    /// What the call counts as.
-    pub class: Class,
+    /// What the call counts as; absent: it is free.
+    pub class: Option<Class>,
 }
 
 /// What the operation of this method and path asks for: a key, unless it is named here, since it tells nobody's data.
@@ -49,8 +49,9 @@ pub fn needed(method: &Method, path: &str) -> Option<Needed> {
     };
     let class = match (method, segments.as_slice()) {
         (&Method::POST, ["api", "v1", "sessions"] | ["api", "v1", "sessions", _, "fork"])
-        | (&Method::DELETE, ["api", "v1", "sessions", _]) => Class::Sessions,
-        _ => Class::Default,
+        | (&Method::DELETE, ["api", "v1", "sessions", _]) => Some(Class::Sessions),
+        (_, ["metrics"]) => None,
+        _ => Some(Class::Default),
     };
     Some(Needed { scope, class })
 }
@@ -101,16 +102,17 @@ async fn authorize(app: &App, request: &Request, needed: Needed) -> Result<Calle
         Ok(Caller { tenant, user: Some(user), .. }) => Client::User(*tenant, user.as_str()),
         _ => Client::Address(client),
     };
-    let allowed =
-        count(app, request, needed.class, counted).await.and(outcome).and_then(|caller| {
-            match caller.scopes.allow(needed.scope) {
-                true => Ok(caller),
-                false => {
-                    let message = format!("This call needs a key with the scope {}", needed.scope.name());
-                    Err(ApiError::new(Code::Forbidden, message))
-                }
+    // Guesses are never free.
+    let class = needed.class.or(outcome.is_err().then_some(Class::Default));
+    let allowed = count(app, request, class, counted).await.and(outcome).and_then(|caller| {
+        match caller.scopes.allow(needed.scope) {
+            true => Ok(caller),
+            false => {
+                let message = format!("This call needs a key with the scope {}", needed.scope.name());
+                Err(ApiError::new(Code::Forbidden, message))
             }
-        });
+        }
+    });
     if let (Err(refusal), Some(arrival)) = (&allowed, request.data::<Arrival>()) {
         note_refusal(refusal, arrival, client, request);
     }
@@ -118,8 +120,13 @@ async fn authorize(app: &App, request: &Request, needed: Needed) -> Result<Calle
 }
 
 /// Counts a call; refuses it if its client has made too many.
-async fn count(app: &App, request: &Request, class: Class, client: Client<'_>) -> Result<(), ApiError> {
-    let Some(limiter) = &app.limiter else { return Ok(()) };
+async fn count(
+    app: &App,
+    request: &Request,
+    class: Option<Class>,
+    client: Client<'_>,
+) -> Result<(), ApiError> {
+    let (Some(limiter), Some(class)) = (&app.limiter, class) else { return Ok(()) };
     let taken = limiter.take(class, client).await;
     if let Some(arrival) = request.data::<Arrival>() {
         arrival.notes.taken(taken);

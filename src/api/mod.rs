@@ -104,13 +104,13 @@ type Operations = HashMap<String, HashMap<Method, BoxEndpoint<'static>>>;
 pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     let mut operations = Operations::new();
     apis(app).add_routes(&mut operations);
-    let named = named_operations();
+    let names = operation_names();
     let mut route = Route::new();
     for (path, methods) in operations {
         let guard = |(method, operation)| {
             let operation = auth::guarded(app, (&method, &path), operation);
-            let name = named.get(&(method.clone(), path.clone())).cloned();
-            (method, noted(name, operation))
+            let (id, path) = names[&(method.clone(), unnamed(&path))].clone();
+            (method, named(id, path, operation))
         };
         let methods = methods.into_iter().map(guard).collect();
         route = route.at(path, only(methods));
@@ -125,26 +125,32 @@ pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     route.before(with_query)
 }
 
-/// The id and the path in the document of all operations, by method and path as it is routed.
-fn named_operations() -> HashMap<(Method, String), (&'static str, Arc<str>)> {
+/// The ids and paths of all operations in the document, by method and path without the names of its parameters.
+fn operation_names() -> HashMap<(Method, String), (&'static str, Arc<str>)> {
     let paths = Apis::meta().into_iter().flat_map(|api| api.paths);
     let of_path = |MetaPath { path, operations }: MetaPath| {
-        let (routed, path) = (path.replace('{', ":").replace('}', ""), Arc::<str>::from(path));
+        let (unnamed, path) = (unnamed(&path), Arc::<str>::from(path));
         operations.into_iter().filter_map(move |operation| {
-            Some(((operation.method, routed.clone()), (operation.operation_id?, path.clone())))
+            Some(((operation.method, unnamed.clone()), (operation.operation_id?, path.clone())))
         })
     };
     paths.flat_map(of_path).collect()
 }
 
+/// A path without the names of its parameters, which the router and the document write each in their own way.
+fn unnamed(path: &str) -> String {
+    let segment =
+        |segment: &'_ str| if segment.starts_with([':', '{']) { "*".to_owned() } else { segment.to_owned() };
+    path.split('/').map(segment).collect::<Vec<_>>().join("/")
+}
+
 /// Notes which operation was called, before anybody is refused.
-fn noted(name: Option<(&'static str, Arc<str>)>, operation: BoxEndpoint<'static>) -> BoxEndpoint<'static> {
-    let Some((id, route)) = name else { return operation };
+fn named(id: &'static str, path: Arc<str>, operation: BoxEndpoint<'static>) -> BoxEndpoint<'static> {
     let note = move |request: Request| {
-        let route = route.clone();
+        let path = path.clone();
         async move {
             if let Some(arrival) = request.data::<Arrival>() {
-                arrival.notes.called(id, route);
+                arrival.notes.called(id, path);
             }
             Ok(request)
         }

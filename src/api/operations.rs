@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use poem_openapi::{ApiResponse, Object, OpenApi};
+use poem::{IntoResponse, Response};
+use poem_openapi::{ApiResponse, Object, OpenApi, payload::Payload, registry::MetaSchemaRef, types::Type};
 
 use super::{
     Tag,
@@ -13,6 +14,7 @@ use super::{
 use crate::{
     app::App,
     domain::{caller::Caller, clock::Timestamp},
+    telemetry::metrics::{self, METRICS},
 };
 
 /// What this server is and where to go from here.
@@ -77,6 +79,30 @@ enum SignAnswer {
     Yes(Json<Sign>),
 }
 
+/// Metrics in Prometheus's text format.
+struct PrometheusText(String);
+
+impl Payload for PrometheusText {
+    const CONTENT_TYPE: &'static str = metrics::MEDIA_TYPE;
+
+    fn schema_ref() -> MetaSchemaRef {
+        String::schema_ref()
+    }
+}
+
+impl IntoResponse for PrometheusText {
+    fn into_response(self) -> Response {
+        Response::builder().content_type(metrics::MEDIA_TYPE).body(self.0)
+    }
+}
+
+#[derive(ApiResponse)]
+enum MetricsAnswer {
+    /// One line for each number, after what it means.
+    #[oai(status = 200)]
+    Text(PrometheusText),
+}
+
 const SERVICE: &str = "atlus-api";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -95,6 +121,24 @@ impl OperationsApi {
             health: "/api/v1/health".to_owned(),
         };
         Ok(found(card, self.0.clock.now()))
+    }
+
+    /// Metrics
+    ///
+    /// What is counted and timed, in Prometheus's text format. Free of the rate limit. They are of all tenants together,
+    /// so a key that is bound to a user may not read them.
+    #[oai(path = "/metrics", method = "get", operation_id = "getMetrics")]
+    async fn metrics(&self, caller: Caller) -> Result<MetricsAnswer, ApiError> {
+        if caller.user.is_some() {
+            let message = "Metrics are of all users: a key that is bound to one may not read them";
+            return Err(ApiError::new(Code::Forbidden, message));
+        }
+        self.observe();
+        let text = METRICS.text().map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "metrics not written");
+            ApiError::internal()
+        })?;
+        Ok(MetricsAnswer::Text(PrometheusText(text)))
     }
 
     /// Health
@@ -137,5 +181,24 @@ impl OperationsApi {
         }
         self.0.store.ping().await?;
         Ok(SignAnswer::Yes(Json(Sign { status: "ready".to_owned() })))
+    }
+}
+
+impl OperationsApi {
+    /// Takes the measure of what is not counted as it happens.
+    fn observe(&self) {
+        let App { engine, store, .. } = &*self.0;
+        let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let (running, waiting) = engine.load();
+        METRICS.turns_running.set(level(running));
+        METRICS.turns_waiting.set(level(waiting));
+        METRICS.writes_waiting.set(level(store.writes_waiting()));
+        for pool in store.pools() {
+            let used = pool.open.saturating_sub(pool.idle);
+            for (state, connections) in [("idle", pool.idle), ("used", used)] {
+                METRICS.database_connections.with_label_values(&[pool.name, state]).set(connections.into());
+            }
+            METRICS.database_connections_max.with_label_values(&[pool.name]).set(pool.max.into());
+        }
     }
 }

@@ -43,7 +43,7 @@ use crate::{
         self, Account, Admission, Admitted, Appendix, Cancelled, Claim, Completion, Destination, Ended,
         Ending, Material, NotAdmitted, RememberTurns, Store, TurnKey,
     },
-    telemetry::{carried, traces::Span},
+    telemetry::{carried, metrics::METRICS, traces::Span},
 };
 
 /// How often a session that is busy at another server is asked again.
@@ -185,6 +185,11 @@ impl Engine {
 
     pub fn model(&self) -> &dyn Model {
         &*self.0.model
+    }
+
+    /// Turns that run here, and messages that wait here for their session.
+    pub fn load(&self) -> (usize, usize) {
+        (self.0.live.count(), self.0.queue.waiting())
     }
 
     /// How long a claimed key and a running turn are believed to be worked on without a sign of life.
@@ -385,8 +390,10 @@ impl Parts {
                 if let Some(reader) = entered.running.listen(0) {
                     let _ = started.send(Started { session: key.session, turn: key.turn, reader });
                 }
+                let received = chat.received;
                 let outcome = self.run(chat, key, admitted, remember, &entered).await;
                 drop(place);
+                count_turn(&outcome, received);
                 entered.ended(outcome.clone());
                 outcome
             }
@@ -780,6 +787,16 @@ impl Parts {
 fn name_session(id: SessionId) {
     tracing::Span::current().record("session_id", tracing::field::display(id));
     Span::current().describe(|| [("session_id", Some(id.to_string().into()))]);
+}
+
+/// Tells how a turn ended, and how long its caller waited.
+fn count_turn(outcome: &Result<Answered, Error>, received: Instant) {
+    let status = match outcome {
+        Ok(_) => "completed",
+        Err(Error::Cancelled) => "cancelled",
+        Err(_) => "failed",
+    };
+    METRICS.turns.with_label_values(&[status]).observe(received.elapsed().as_secs_f64());
 }
 
 impl Error {

@@ -60,6 +60,11 @@ impl Live {
         Entered { live: self.clone(), key, running }
     }
 
+    /// How many turns run.
+    pub fn count(&self) -> usize {
+        self.turns().len()
+    }
+
     pub fn get(&self, key: Key) -> Option<Arc<Running>> {
         self.turns().get(&key).cloned()
     }

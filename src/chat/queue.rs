@@ -44,6 +44,12 @@ impl Queue {
         Some(place)
     }
 
+    /// How many wait behind the heads of all lines.
+    pub fn waiting(&self) -> usize {
+        // A line is held by the map, by whoever is at its head, and by everybody who waits.
+        self.lines().values().map(|line| Arc::strong_count(line).saturating_sub(2)).sum()
+    }
+
     fn lines(&self) -> MutexGuard<'_, HashMap<Key, Arc<Line<()>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,6 +82,7 @@ mod tests {
         assert!(poll!(&mut second).is_pending());
         assert!(poll!(&mut impatient).is_pending());
         assert!(poll!(&mut third).is_pending());
+        assert_eq!(queue.waiting(), 3);
 
         drop(impatient);
         drop(first);

@@ -1,4 +1,4 @@
-//! The command line: one file per command.
+//! The command line: one file per command; and what a supervisor asks (`probe`) and hears (`systemd`).
 
 mod archive;
 mod chat;
@@ -7,7 +7,9 @@ mod doctor;
 mod keys;
 mod migrate;
 mod openapi;
+mod probe;
 mod serve;
+mod systemd;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -39,7 +41,7 @@ enum Command {
     Copy(copy::Copy),
     /// Print the OpenAPI document
     Openapi(openapi::Openapi),
-    /// Check settings, database, schema and model, and say what to mend
+    /// Check settings, database, schema and model, and say what to mend; or ask a running server
     Doctor(doctor::Doctor),
 }
 

@@ -8,12 +8,13 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+use super::systemd;
 use crate::{
     app::App,
     config::{AccessConfig, Config, ModelConfig, Settings},
     model::http,
     server::{self, ServerSettings},
-    telemetry::{self, traces},
+    telemetry::{self, metrics::METRICS, traces},
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -47,6 +48,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let app = App::start(config).await?;
     stop_on_signal(&app)?;
 
+    METRICS.started(app.store.kind().as_str());
     let address = listener.local_addr()?;
     let (database, model) = (&config.database.url, app.engine.model());
     tracing::info!(%database, model = model.name(), provider = model.provider(), "listening on http://{address}");
@@ -65,6 +67,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         }
         _ => {}
     }
+    systemd::ready(address);
+    tokio::spawn(systemd::report(address, app.stopping.clone()));
     server::serve(listener, app, server, config.jobs).await;
     if let Some(sending) = sending {
         sending.finish(LAST_TRACES).await;

@@ -22,6 +22,12 @@ impl Timestamp {
         self.0
     }
 
+    /// Seconds since 1970-01-01, UTC, to the millisecond.
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of any year to come fit into 52 bits")]
+    pub fn as_seconds(self) -> f64 {
+        self.0 as f64 / 1000.0
+    }
+
     /// Days since 1970-01-01, UTC.
     pub const fn day(self) -> i64 {
         self.0.div_euclid(DAY)

@@ -1,6 +1,6 @@
 //! Turns whose server is gone are failed, so that their sessions go on.
 
-use crate::{app::App, store::Result};
+use crate::{app::App, store::Result, telemetry::metrics::METRICS};
 
 /// Turns looked at in one go.
 const BATCH: i64 = 100;
@@ -11,6 +11,7 @@ pub async fn fail_abandoned_turns(app: &App) -> Result<()> {
         let expired = app.store.expired_turns(None, BATCH).await?;
         for turn in &expired {
             if app.store.fail_expired_turn(*turn, app.clock.now()).await? {
+                METRICS.turns_abandoned.inc();
                 let (tenant, session_id) = (turn.tenant_id.number(), turn.session_id);
                 tracing::warn!(tenant, %session_id, turn = turn.turn, "turn failed: its server is gone");
             }

@@ -13,7 +13,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{app::App, store};
+use crate::{
+    app::App,
+    domain::clock::{Clock, SystemClock},
+    store,
+    telemetry::metrics::METRICS,
+};
 
 /// How often the jobs run, and what they go by.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +39,11 @@ pub async fn run(app: Arc<App>, schedule: Schedule) {
         every(&app, schedule.seldom, "retention", || {
             retention::remove_old_sessions(&app, schedule.retention)
         }),
-        every(&app, schedule.seldom, "erased users", || erasures::forget_erased_users(&app)),
+        every(&app, schedule.seldom, "erased_users", || erasures::forget_erased_users(&app)),
         every(&app, schedule.seldom, "search", || search::index_old_turns(&app)),
         every(&app, schedule.seldom, "keys", || keys::forget_old_keys(&app)),
         every(&app, schedule.seldom, "budgets", || budgets::forget_old_days(&app)),
-        every(&app, schedule.seldom, "key uses", || keys::note_uses(&app)),
+        every(&app, schedule.seldom, "key_uses", || keys::note_uses(&app)),
         every(&app, schedule.seldom, "rates", || rates::remove_ended_windows(&app)),
         every(&app, schedule.often, "cancellations", || cancellations::listen(&app)),
     );
@@ -51,14 +56,25 @@ async fn every<F: Future<Output = store::Result<()>>>(
     name: &str,
     job: impl Fn() -> F,
 ) {
+    for outcome in ["success", "failure"] {
+        METRICS.job_runs.with_label_values(&[name, outcome]);
+    }
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let work = async {
         loop {
             ticks.tick().await;
-            if let Err(error) = job().await {
-                tracing::warn!(job = name, error = &error as &dyn std::error::Error, "job failed");
-            }
+            let outcome = match job().await {
+                Ok(()) => {
+                    METRICS.job_successes.with_label_values(&[name]).set(SystemClock.now().as_seconds());
+                    "success"
+                }
+                Err(error) => {
+                    tracing::warn!(job = name, error = &error as &dyn std::error::Error, "job failed");
+                    "failure"
+                }
+            };
+            METRICS.job_runs.with_label_values(&[name, outcome]).inc();
         }
     };
     tokio::select! {

@@ -6,6 +6,7 @@ use crate::{
     app::App,
     domain::{caller::Caller, clock::Timestamp},
     store::{Cutoffs, Deleted, OnlyIf, Result},
+    telemetry::metrics::METRICS,
 };
 
 /// How long inactive temporary sessions are kept, whatever the setting.
@@ -25,9 +26,10 @@ pub async fn remove_old_sessions(app: &App, retention: Option<Duration>) -> Resu
             // One that has been reopened meanwhile stays.
             let only_if = Some(OnlyIf::Old(cutoffs));
             let deleted = app.store.delete_session(&Caller::of(*tenant), *session, only_if, now).await?;
-            removed += usize::from(deleted == Deleted::Gone);
+            removed += u64::from(deleted == Deleted::Gone);
         }
         if removed > 0 {
+            METRICS.sessions_removed.inc_by(removed);
             tracing::info!(sessions = removed, "removed inactive sessions");
         }
         if i64::try_from(old.len()).is_ok_and(|found| found < BATCH) {

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use crate::api::{Place, error::ApiError};
 
 /// What is answered however much is under way: whether the server lives, and how it is.
-const ALWAYS: [&str; 3] = ["/livez", "/readyz", "/api/v1/health"];
+const ALWAYS: [&str; 4] = ["/livez", "/readyz", "/api/v1/health", "/metrics"];
 
 pub async fn limit<E: Endpoint>(
     places: Arc<Semaphore>,

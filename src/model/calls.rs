@@ -4,7 +4,10 @@
 //! error of the server's own, or a request for patience. Whatever happens ends by the ask's deadline.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,7 +18,13 @@ use tokio::{
 };
 
 use super::{Ask, Error, Listener, Model, Reply, circuit::Circuit};
-use crate::{domain::ids::random_bits, telemetry::traces::Span};
+use crate::{
+    domain::ids::random_bits,
+    telemetry::{
+        metrics::{Counted, METRICS},
+        traces::Span,
+    },
+};
 
 /// The time that an attempt must have had for its being late to count against the server.
 const FAIR: Duration = Duration::from_secs(1);
@@ -38,9 +47,24 @@ struct Candidate {
     /// Absent: the model's own.
     name: Option<String>,
     circuit: Circuit,
+    /// Whether the settings name it; else a chat does.
+    ours: bool,
 }
 
 impl Candidate {
+    /// A model that only a chat names.
+    fn stranger(name: &str) -> Self {
+        Self { name: Some(name.to_owned()), circuit: Circuit::default(), ours: false }
+    }
+
+    /// Under which name it is counted. Callers may name any number of models, which are counted as one.
+    fn label<'a>(&'a self, default: &'a str) -> &'a str {
+        match self.ours {
+            true => self.name.as_deref().unwrap_or(default),
+            false => "other",
+        }
+    }
+
     /// Whether it is the model of this name; `default` is the name of the model that has none here.
     fn is(&self, name: &str, default: &str) -> bool {
         self.name.as_deref().unwrap_or(default) == name
@@ -52,7 +76,8 @@ impl Calls {
     /// server that are asked in turn where `model` cannot answer.
     pub fn new(model: Box<dyn Model>, fallback: Vec<String>, concurrency: usize) -> Self {
         let names = [None].into_iter().chain(fallback.into_iter().map(Some));
-        let candidates = names.map(|name| Candidate { name, circuit: Circuit::default() }).collect();
+        let candidates =
+            names.map(|name| Candidate { name, circuit: Circuit::default(), ours: true }).collect();
         let (running, max_waiting) = (Semaphore::new(concurrency), concurrency.saturating_mul(4));
         Self { model, candidates, running, waiting: AtomicUsize::new(0), max_waiting }
     }
@@ -73,8 +98,11 @@ impl Calls {
     }
 
     async fn call(&self, ask: &Ask, listener: &dyn Listener) -> Result<Reply, Error> {
-        let _place = self.place(ask.deadline).await?;
-        let heard = Heard { listener, any: AtomicBool::new(false) };
+        let _place = self.place(ask.deadline).await.inspect_err(|_| {
+            METRICS.model_failures.with_label_values(&[self.name(), "overloaded"]).inc();
+        })?;
+        let _running = Counted::new(&METRICS.model_calls_running);
+        let heard = Heard { listener, first: OnceLock::new() };
         // A chat that names a model wants that one. How a model fares that is none of ours says nothing of ours.
         let stranger;
         let candidates = match &ask.options.model {
@@ -83,7 +111,7 @@ impl Calls {
                 match self.candidates.iter().position(|candidate| candidate.is(wanted, self.name())) {
                     Some(at) => &self.candidates[at..=at],
                     None => {
-                        stranger = Candidate { name: Some(wanted.clone()), circuit: Circuit::default() };
+                        stranger = Candidate::stranger(wanted);
                         std::slice::from_ref(&stranger)
                     }
                 }
@@ -97,7 +125,7 @@ impl Calls {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            if heard.any.load(Ordering::Relaxed) || matches!(error, Error::Overloaded) {
+            if heard.first.get().is_some() || matches!(error, Error::Overloaded) {
                 return Err(error);
             }
             if left > 1 {
@@ -116,24 +144,31 @@ impl Calls {
         heard: &Heard<'_>,
         until: Instant,
     ) -> Result<Reply, Error> {
+        let label = candidate.label(self.name());
         let mut ask = ask.clone();
         ask.options.model = candidate.name.clone().or(ask.options.model);
         let mut attempt = 1;
         loop {
             if let Err(wait) = candidate.circuit.admit() {
+                METRICS.model_failures.with_label_values(&[label, "circuit_open"]).inc();
                 let message = "The model server keeps failing and is left alone for a moment".to_owned();
                 return Err(Error::Unavailable { message, retry_after: Some(wait) });
             }
             let began = Instant::now();
-            let outcome = timeout_at(until, self.model.reply(&ask, heard)).await;
-            let error = match outcome.unwrap_or_else(|_| Err(too_late())) {
+            let outcome =
+                timeout_at(until, self.model.reply(&ask, heard)).await.unwrap_or_else(|_| Err(too_late()));
+            count(label, began, &outcome);
+            let error = match outcome {
                 Ok(reply) => {
+                    if let (true, Some(first)) = (ask.stream, heard.first.get()) {
+                        let wait = first.saturating_duration_since(began).as_secs_f64();
+                        METRICS.model_first_text.with_label_values(&[label]).observe(wait);
+                    }
                     candidate.circuit.report(true);
                     return Ok(reply);
                 }
                 Err(error) => error,
             };
-            Span::current().note_failure("attempt failed", kind(&error));
             // One that had hardly any time, having waited for its place, says nothing of the server.
             if !matches!(error, Error::TimedOut(_)) || began.elapsed() >= FAIR {
                 candidate.circuit.report(!matches!(error, Error::Broken(_) | Error::TimedOut(_)));
@@ -144,7 +179,7 @@ impl Calls {
                 Error::Failed(_) | Error::TimedOut(_) | Error::Overloaded => return Err(error),
             };
             let too_long = wait >= until - Instant::now();
-            if attempt == ATTEMPTS || too_long || heard.any.load(Ordering::Relaxed) {
+            if attempt == ATTEMPTS || too_long || heard.first.get().is_some() {
                 return Err(error);
             }
             sleep(wait).await;
@@ -167,15 +202,28 @@ impl Model for Calls {
     }
 }
 
-/// What kind of failure it is, for traces.
-fn kind(error: &Error) -> &'static str {
-    match error {
-        Error::Failed(_) => "refused",
-        Error::Broken(_) => "broken",
-        Error::TimedOut(_) => "timeout",
-        Error::Unavailable { .. } => "unavailable",
-        Error::Overloaded => "overloaded",
-    }
+/// Counts a call, how long it took, and what came of it.
+fn count(model: &str, began: Instant, outcome: &Result<Reply, Error>) {
+    METRICS.model_calls.with_label_values(&[model]).observe(began.elapsed().as_secs_f64());
+    let reason = match outcome {
+        Ok(reply) => {
+            if let Some(usage) = reply.usage {
+                let kinds = [("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)];
+                for (kind, tokens) in kinds {
+                    let counter = METRICS.model_tokens.with_label_values(&[model, kind]);
+                    counter.inc_by(u64::try_from(tokens).unwrap_or(0));
+                }
+            }
+            return;
+        }
+        Err(Error::Failed(_)) => "refused",
+        Err(Error::Broken(_)) => "broken",
+        Err(Error::TimedOut(_)) => "timeout",
+        Err(Error::Unavailable { .. }) => "unavailable",
+        Err(Error::Overloaded) => "overloaded",
+    };
+    METRICS.model_failures.with_label_values(&[model, reason]).inc();
+    Span::current().note_failure("attempt failed", reason);
 }
 
 fn too_late() -> Error {
@@ -189,15 +237,15 @@ fn back_off(attempt: u32) -> Duration {
     whole / 2 + whole / 2 * chance / 0xffff
 }
 
-/// Notes whether anything was heard.
+/// Notes when something was first heard.
 struct Heard<'a> {
     listener: &'a dyn Listener,
-    any: AtomicBool,
+    first: OnceLock<Instant>,
 }
 
 impl Listener for Heard<'_> {
     fn hear(&self, piece: &str) {
-        self.any.store(true, Ordering::Relaxed);
+        self.first.get_or_init(Instant::now);
         self.listener.hear(piece);
     }
 }
@@ -207,11 +255,13 @@ struct Waits<'a> {
     waiting: &'a AtomicUsize,
     /// How many waited before it.
     before: usize,
+    _counted: Counted,
 }
 
 impl<'a> Waits<'a> {
     fn new(waiting: &'a AtomicUsize) -> Self {
-        Self { waiting, before: waiting.fetch_add(1, Ordering::Relaxed) }
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        Self { waiting, before, _counted: Counted::new(&METRICS.model_calls_waiting) }
     }
 }
 

@@ -96,6 +96,16 @@ impl Reach {
     }
 }
 
+/// How a pool of connections is used.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolUse {
+    /// `read` or `write`.
+    pub name: &'static str,
+    pub open: u32,
+    pub idle: u32,
+    pub max: u32,
+}
+
 /// An open database; cheap to clone.
 #[derive(Clone)]
 pub struct Db(Arc<dyn Driver>);
@@ -151,6 +161,11 @@ impl Db {
             Args::Sqlite(_) => Ok(SystemClock.now()),
             Args::Postgres(_) => self.read(Reach::Everybody, POSTGRES_CLOCK).one().await.map(|(now,)| now),
         }
+    }
+
+    /// How the connections that read, and those that write, are used just now.
+    pub fn pools(&self) -> [PoolUse; 2] {
+        self.0.pools()
     }
 
     /// Waits for statements under way, then closes every connection.
@@ -367,6 +382,7 @@ trait Driver: Send + Sync {
     fn args(&self) -> Args;
     fn fetch(&self, reach: Reach, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>>;
     fn begin(&self, reach: Reach) -> BoxFuture<'_, Tx>;
+    fn pools(&self) -> [PoolUse; 2];
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
@@ -538,6 +554,15 @@ where
                 false => held.send(DB::BEGIN).await?,
             }
             Ok(Tx { driver: Box::new(held), clock: None })
+        })
+    }
+
+    fn pools(&self) -> [PoolUse; 2] {
+        [("read", &self.readers), ("write", &self.writers)].map(|(name, pool)| PoolUse {
+            name,
+            open: pool.size(),
+            idle: u32::try_from(pool.num_idle()).unwrap_or(u32::MAX),
+            max: pool.options().get_max_connections(),
         })
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::telemetry::metrics::METRICS;
+
 /// Why the database could not answer. "Not found" is not an error; lookups return `Option`.
 ///
 /// Cheap to clone: one failure is the answer to every write of its batch.
@@ -59,6 +61,10 @@ impl From<sqlx::Error> for Error {
         };
         let unavailable = is_unavailable(&source);
         let source = Arc::new(source);
+        if taken.is_none() {
+            let kind = if unavailable { "unavailable" } else { "failed" };
+            METRICS.database_errors.with_label_values(&[kind]).inc();
+        }
         match taken {
             Some(constraint) => Self::Taken { constraint, source },
             None if unavailable => Self::Unavailable(source),

@@ -27,6 +27,7 @@ pub use archive::{Export, Import, Imported, NotExported, NotImported, What};
 pub use budgets::Account;
 pub use connect::{ConnectError, DatabaseSettings, DatabaseUrl, Kind, SchemaStatus};
 pub use context::{Material, PastTurn};
+pub use db::PoolUse;
 pub use erasures::{Deleted, Erased, OnlyIf, Redacted};
 pub use error::{Error, Result};
 pub use forks::NotForked;
@@ -68,6 +69,16 @@ impl Store {
         let (_,): (String,) =
             self.db.read(Reach::Everybody, "SELECT minimum_binary FROM schema_info").one().await?;
         Ok(())
+    }
+
+    /// How many writes wait for the next transaction.
+    pub fn writes_waiting(&self) -> usize {
+        self.writer.waiting()
+    }
+
+    /// How the connections that read, and those that write, are used just now.
+    pub fn pools(&self) -> [PoolUse; 2] {
+        self.db.pools()
     }
 
     /// The database's own clock, by which leases are judged.

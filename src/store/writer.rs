@@ -6,13 +6,16 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     Error, Result,
     db::{Db, Reach, Tx},
 };
-use crate::domain::caller::TenantId;
+use crate::{domain::caller::TenantId, telemetry::metrics::METRICS};
 
 /// The most writes in one transaction; more gains little and makes the first wait for the last.
 const MAX_BATCH: usize = 256;
@@ -45,6 +48,11 @@ impl Writer {
             sender
         };
         Self((0..lanes.max(1)).map(lane).collect())
+    }
+
+    /// How many writes wait in all lanes.
+    pub fn waiting(&self) -> usize {
+        self.0.iter().map(|lane| lane.max_capacity() - lane.capacity()).sum()
     }
 
     /// Writes, and returns when it is durable. If the caller goes away, it is written all the same.
@@ -124,6 +132,7 @@ async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>) {
 
 /// Applies a batch in one transaction: all of it or nothing.
 async fn commit(db: &Db, batch: &mut [Box<dyn Item>]) -> Result<()> {
+    let (began, writes) = (Instant::now(), batch.len());
     let tenants = batch.iter().map(|item| item.place().0).collect();
     let mut tx = db.begin(Reach::Tenants(tenants)).await?;
     for item in batch {
@@ -135,5 +144,9 @@ async fn commit(db: &Db, batch: &mut [Box<dyn Item>]) -> Result<()> {
             return Err(error);
         }
     }
-    Ok(tx.commit().await?)
+    tx.commit().await?;
+    METRICS.commits.observe(began.elapsed().as_secs_f64());
+    #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+    METRICS.batches.observe(writes as f64);
+    Ok(())
 }

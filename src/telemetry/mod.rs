@@ -1,6 +1,7 @@
-//! What a running server tells of itself: its log and its traces.
+//! What a running server tells of itself: its log, its metrics and its traces.
 
 pub mod log;
+pub mod metrics;
 pub mod traces;
 
 pub use log::{LogConfig, start};

@@ -51,8 +51,10 @@ fn http_is_known_to_the_outer_rooms_alone() {
     for word in ["poem::", "use poem", "poem_openapi"] {
         only_in(word, &["api/", "middleware/", "server.rs"]);
     }
+    for word in ["prometheus::", "opentelemetry::"] {
+        only_in(word, &["telemetry/"]);
+    }
     only_in("reqwest", &["auth/", "model/", "cli/", "telemetry/", "config.rs"]);
-    only_in("opentelemetry::", &["telemetry/"]);
 }
 
 #[test]
@@ -68,8 +70,8 @@ fn rooms_use_those_below_them_only() {
         (
             "telemetry/",
             &[
-                "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli",
-                "config", "domain",
+                "domain", "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app",
+                "cli", "config",
             ],
         ),
         ("store/", &["auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),

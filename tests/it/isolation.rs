@@ -39,8 +39,8 @@ fn with(body: Value) -> Request {
 /// bodies, whatever can be named.
 fn requests(operation: &str) -> Vec<Request> {
     match operation {
-        "getHealth" | "getLiveness" | "getReadiness" | "getServiceCard" | "getSession" | "deleteSession"
-        | "getTurn" | "deleteTurn" | "streamTurn" | "cancelTurn" | "getSessionMemory"
+        "getHealth" | "getLiveness" | "getReadiness" | "getServiceCard" | "getMetrics" | "getSession"
+        | "deleteSession" | "getTurn" | "deleteTurn" | "streamTurn" | "cancelTurn" | "getSessionMemory"
         | "resetSessionMemory" | "getUser" | "eraseUser" | "getUserMemory" | "forgetUserMemory"
         | "exportSession" | "exportUser" | "listKeys" | "revokeKey" => vec![get("")],
         "listSessions" => vec![
