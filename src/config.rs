@@ -29,6 +29,7 @@ use crate::{
     middleware::origin::{Gate, Hosts, Origins},
     server::ServerSettings,
     store::{DatabaseSettings, DatabaseUrl, Kind},
+    telemetry::{LogConfig, traces::TraceSettings},
 };
 
 /// The settings as they are given, each as text.
@@ -260,15 +261,8 @@ pub struct Config {
     pub server: ServerSettings,
     pub jobs: Schedule,
     pub log: LogConfig,
-}
-
-/// How the server logs.
-#[derive(Clone, Debug)]
-pub struct LogConfig {
-    /// A level, or levels by module.
-    pub directives: String,
-    /// Else text; absent: text on a terminal only.
-    pub json: Option<bool>,
+    /// How traces are sent, where they are: see [`TraceSettings::read`].
+    pub traces: Option<TraceSettings>,
 }
 
 /// Which model answers.
@@ -369,9 +363,10 @@ impl Settings {
                 .map(|retention| problems.duration("ATLUS_RETENTION", retention)),
         };
         let log = self.log_config(&mut problems);
+        let traces = TraceSettings::read(|name| std::env::var(name).ok(), &mut problems.0);
         match (listen, database, model) {
             (Some(listen), Some(database), Some(model)) if problems.0.is_empty() => {
-                Ok(Config { listen, access, database, model, chat, server, jobs, log })
+                Ok(Config { listen, access, database, model, chat, server, jobs, log, traces })
             }
             _ => Err(ConfigError(problems.0)),
         }

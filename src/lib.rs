@@ -26,5 +26,5 @@ pub mod model;
 pub mod server;
 /// All SQL.
 pub mod store;
-/// The log.
+/// The log and the traces.
 pub mod telemetry;

@@ -47,6 +47,7 @@ use crate::{
         headers::headers,
         limit::limit,
         measure::measure,
+        observe::observe,
         origin::{Gate, guard},
         refuse::refuse,
         request_id::request_id,
@@ -101,6 +102,7 @@ pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Outp
         .around(headers)
         .around(access_log)
         .around(measure)
+        .around(observe)
         .around(request_id)
 }
 

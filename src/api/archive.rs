@@ -32,6 +32,7 @@ use crate::{
         session::UserId,
     },
     store::{self, Export, Import, NotImported, Store, What},
+    telemetry::carried,
 };
 
 const MEDIA_TYPE: &str = "application/x-ndjson";
@@ -108,11 +109,11 @@ impl ArchiveApi {
         // In a task of its own: what is half written is removed though the client leaves.
         let store = self.app.store.clone();
         let place = self.imports.clone().try_acquire_owned().map_err(|_| ApiError::overloaded())?;
-        let imported = self.app.tasks.spawn(async move {
+        let imported = self.app.tasks.spawn(carried(async move {
             let imported = take_in(&store, caller, archive.0).await;
             drop(place);
             imported
-        });
+        }));
         let imported = imported.await.map_err(|_| ApiError::internal())??;
         Ok(found(imported, self.app.clock.now()))
     }
@@ -215,14 +216,16 @@ struct ArchiveBody(Body);
 
 impl IntoResponse for Archive {
     fn into_response(self) -> Response {
-        let portions = stream::unfold(Some(self.export), async |export| {
+        let request = tracing::Span::current();
+        let portions = stream::unfold((Some(self.export), request), async |(export, request)| {
             let mut export = export?;
             match export.next().await {
-                Ok(portion) => portion.map(|portion| (Ok(portion), Some(export))),
+                Ok(portion) => portion.map(|portion| (Ok(portion), (Some(export), request))),
                 // The connection breaks, so that what was sent does not look whole.
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "an export broke off");
-                    Some((Err(io::Error::other(error)), None))
+                    let broken = &error as &dyn std::error::Error;
+                    tracing::error!(parent: &request, error = broken, "an export broke off");
+                    Some((Err(io::Error::other(error)), (None, request)))
                 }
             }
         });

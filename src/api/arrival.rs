@@ -6,6 +6,7 @@ use std::{
 };
 
 use poem::{FromRequest, Request, RequestBody, Result};
+use tracing::Span;
 
 use super::error::ApiError;
 use crate::auth::rate::Taken;
@@ -29,25 +30,33 @@ pub struct Notes {
     caller: OnceLock<(TenantId, Option<KeyId>)>,
     taken: OnceLock<Taken>,
     operation: OnceLock<&'static str>,
+    route: OnceLock<Arc<str>>,
 }
 
 impl Notes {
     pub(super) fn caller(&self, caller: &Caller) {
         // A request has one caller.
         let _ = self.caller.set((caller.tenant, caller.key));
+        Span::current().record("tenant", caller.tenant.number());
     }
 
     pub(super) fn taken(&self, taken: Taken) {
         let _ = self.taken.set(taken);
     }
 
-    pub(super) fn called(&self, id: &'static str) {
+    pub(super) fn called(&self, id: &'static str, route: Arc<str>) {
         let _ = self.operation.set(id);
+        let _ = self.route.set(route);
     }
 
     /// The operation that was called, by its id in the document, if there is one.
     pub fn operation(&self) -> Option<&'static str> {
         self.operation.get().copied()
+    }
+
+    /// The operation's path in the document.
+    pub fn route(&self) -> Option<Arc<str>> {
+        self.route.get().cloned()
     }
 
     /// What became of the client's window of the rate limit, if the call was counted.

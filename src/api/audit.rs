@@ -34,21 +34,19 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let Self { event, arrival, path, status } = self;
         let status = status.map(|status| status.as_u16());
-        let (tenant, key, request_id) = (arrival.notes.tenant(), arrival.notes.key(), &arrival.request_id);
-        tracing::info!(target: "atlus::audit", event, path, status, tenant, key, %request_id, "done");
+        let key = arrival.notes.key();
+        tracing::info!(target: "atlus::audit", event, path, status, key, "done");
     }
 }
 
 /// A key was made or revoked.
 pub fn key(event: &'static str, arrival: &Arrival, about: &dyn Display) {
-    let (tenant, key, request_id) = (arrival.notes.tenant(), arrival.notes.key(), &arrival.request_id);
-    tracing::info!(target: "atlus::audit", event, %about, tenant, key, %request_id, "done");
+    let key = arrival.notes.key();
+    tracing::info!(target: "atlus::audit", event, %about, key, "done");
 }
 
 /// A call was refused for who made it, or how often.
 pub fn refused(code: Code, arrival: &Arrival, client: &dyn Display, path: &str) {
-    let (tenant, key, request_id) = (arrival.notes.tenant(), arrival.notes.key(), &arrival.request_id);
-    tracing::warn!(
-        target: "atlus::audit", event = "refused", ?code, %client, path, tenant, key, %request_id, "refused"
-    );
+    let key = arrival.notes.key();
+    tracing::warn!(target: "atlus::audit", event = "refused", ?code, %client, path, key, "refused");
 }

@@ -115,13 +115,13 @@ type Operations = HashMap<String, HashMap<Method, BoxEndpoint<'static>>>;
 pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     let mut operations = Operations::new();
     apis(app).add_routes(&mut operations);
-    let ids = operation_ids();
+    let names = operation_names();
     let mut route = Route::new();
     for (path, methods) in operations {
         let guard = |(method, operation)| {
             let operation = auth::guarded(app, (&method, &path), operation);
-            let id = ids[&(method.clone(), unnamed(&path))];
-            (method, named(id, operation))
+            let (id, path) = names[&(method.clone(), unnamed(&path))].clone();
+            (method, named(id, path, operation))
         };
         let methods = methods.into_iter().map(guard).collect();
         route = route.at(path, only(methods));
@@ -136,14 +136,14 @@ pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     route.before(with_query)
 }
 
-/// The ids of all operations in the document, by method and path without the names of its parameters.
-fn operation_ids() -> HashMap<(Method, String), &'static str> {
+/// The ids and paths of all operations in the document, by method and path without the names of its parameters.
+fn operation_names() -> HashMap<(Method, String), (&'static str, Arc<str>)> {
     let paths = Apis::meta().into_iter().flat_map(|api| api.paths);
     let of_path = |MetaPath { path, operations }: MetaPath| {
-        let path = unnamed(&path);
-        operations
-            .into_iter()
-            .filter_map(move |operation| Some(((operation.method, path.clone()), operation.operation_id?)))
+        let (unnamed, path) = (unnamed(&path), Arc::<str>::from(path));
+        operations.into_iter().filter_map(move |operation| {
+            Some(((operation.method, unnamed.clone()), (operation.operation_id?, path.clone())))
+        })
     };
     paths.flat_map(of_path).collect()
 }
@@ -156,12 +156,15 @@ fn unnamed(path: &str) -> String {
 }
 
 /// Notes which operation was called, before anybody is refused.
-fn named(id: &'static str, operation: BoxEndpoint<'static>) -> BoxEndpoint<'static> {
-    let note = move |request: Request| async move {
-        if let Some(arrival) = request.data::<Arrival>() {
-            arrival.notes.called(id);
+fn named(id: &'static str, path: Arc<str>, operation: BoxEndpoint<'static>) -> BoxEndpoint<'static> {
+    let note = move |request: Request| {
+        let path = path.clone();
+        async move {
+            if let Some(arrival) = request.data::<Arrival>() {
+                arrival.notes.called(id, path);
+            }
+            Ok(request)
         }
-        Ok(request)
     };
     operation.before(note).boxed()
 }

@@ -32,6 +32,7 @@ use crate::{
         session::{Session, SystemPrompt, Title, TtlSeconds, UserId},
     },
     store::{self, Claim, NotForked, NotUpdated, OnlyIf, SessionFilter, SessionOrder, SessionPatch},
+    telemetry::carried,
 };
 
 /// A new session; every field may be left out.
@@ -408,10 +409,10 @@ impl SessionsApi {
         };
         // In a task of its own: a client that leaves does not leave half a fork.
         let (app, parent) = (self.0.clone(), session_id.0);
-        let made = self.0.tasks.spawn(async move {
+        let made = self.0.tasks.spawn(carried(async move {
             let made = Self::make_fork(&app, &caller, &parent, value, claim.clone()).await;
             idempotency::settle(&app, claim, made).await
-        });
+        }));
         let data = made.await.map_err(|_| ApiError::internal())??;
         Ok(Kept::new(data, false, self.now()))
     }
@@ -436,7 +437,7 @@ impl SessionsApi {
         let (store, only_if) = (self.0.store.clone(), if_match.0.map(OnlyIf::Matches));
         let tenant = caller.tenant;
         let deleted =
-            self.0.tasks.spawn(async move { store.delete_session(&caller, id, only_if, now).await });
+            self.0.tasks.spawn(carried(async move { store.delete_session(&caller, id, only_if, now).await }));
         match deleted.await.map_err(|_| ApiError::internal())?? {
             store::Deleted::Gone => self.0.engine.session_deleted(tenant, id),
             store::Deleted::Unknown => return Err(not_found()),

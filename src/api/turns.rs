@@ -33,6 +33,7 @@ use crate::{
         turn::{NewTurn, Turn, TurnStatus, Usage},
     },
     store::{Cancelled, Redacted, RememberTurns},
+    telemetry::carried,
 };
 
 /// Turns that may be added at once.
@@ -256,11 +257,11 @@ impl TurnsApi {
         };
         // In a task of its own: a claim whose client has left is freed all the same.
         let app = self.0.clone();
-        let added = self.0.tasks.spawn(async move {
+        let added = self.0.tasks.spawn(carried(async move {
             let remember = claim.clone().map(|claim| (claim, render as fn(&[Turn]) -> String));
             let added = Self::add(&app, &caller, id, turns, arrival.request_id, remember).await;
             idempotency::settle(&app, claim, added).await
-        });
+        }));
         let added = added.await.map_err(|_| ApiError::internal())??;
         Ok(Kept::new(render(&added), false, now()))
     }
@@ -377,7 +378,8 @@ impl TurnsApi {
         // In a task of its own: what is cancelled in the database must be cancelled at the model, too.
         let engine = self.0.engine.clone();
         let canceller = caller.clone();
-        let cancelled = self.0.tasks.spawn(async move { engine.cancel(&canceller, id, number).await });
+        let cancelled =
+            self.0.tasks.spawn(carried(async move { engine.cancel(&canceller, id, number).await }));
         match cancelled.await.map_err(|_| ApiError::internal())?? {
             Cancelled::Done => {}
             Cancelled::UnknownSession => return Err(no_session()),

@@ -20,6 +20,7 @@ use crate::{
         caller::Caller, clock::Timestamp, ids::SessionId, json::JsonObject, memory::KnownFact,
         session::UserId,
     },
+    telemetry::carried,
 };
 
 /// What is there of a user.
@@ -159,10 +160,10 @@ impl UsersApi {
     ) -> Result<Found<Erasure>, ApiError> {
         // In a task of its own: a client that leaves does not leave a user half erased.
         let (app, user) = (self.0.clone(), user_id.0.clone());
-        let erased = self.0.tasks.spawn(async move {
+        let erased = self.0.tasks.spawn(carried(async move {
             let gone = |session| app.engine.session_deleted(caller.tenant, session);
             app.store.erase_user(&caller, &user, app.clock.now(), gone).await
-        });
+        }));
         let erased = erased.await.map_err(|_| ApiError::internal())??;
         if let Some(auth) = &self.0.auth {
             auth.forget_all();

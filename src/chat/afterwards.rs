@@ -25,6 +25,7 @@ use crate::{
     },
     model::Model,
     store::{Account, Completion, Store, TurnKey},
+    telemetry::{carried, traces::Span},
 };
 
 /// Works at once: few, since they ask the same model as chats do.
@@ -87,11 +88,12 @@ impl Afterwards {
         }
         let (parts, completion) = (parts.clone(), completion.clone());
         let mark = due.as_ref().map(|due| Mark { parts: parts.clone(), session: (due.tenant, due.session) });
-        self.0.tasks.spawn(async move {
+        let span = Span::begin("afterwards");
+        let done = async move {
             let _mark = mark;
             let work = async {
                 let Ok(_place) = parts.waiting.try_acquire() else {
-                    tracing::warn!(session = %key.session, turn = key.turn, "too much is due: nothing learnt");
+                    tracing::warn!("too much is due: nothing learnt");
                     return;
                 };
                 let Ok(_turn) = parts.at_once.acquire().await else { return };
@@ -109,7 +111,8 @@ impl Afterwards {
                 () = work => {}
                 () = parts.stopping.cancelled() => {}
             }
-        });
+        };
+        self.0.tasks.spawn(carried(span.run(done)));
     }
 
     /// Gives up what is under way.

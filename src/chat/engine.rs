@@ -43,7 +43,7 @@ use crate::{
         self, Account, Admission, Admitted, Appendix, Cancelled, Claim, Completion, Destination, Ended,
         Ending, Material, NotAdmitted, RememberTurns, Store, TurnKey,
     },
-    telemetry::metrics::METRICS,
+    telemetry::{carried, metrics::METRICS, traces::Span},
 };
 
 /// How often a session that is busy at another server is asked again.
@@ -338,16 +338,18 @@ impl Engine {
         let parts = Arc::clone(&self.0);
         let Ok(place) = self.0.places.clone().try_acquire_owned() else {
             if let Some(Remember { claim, .. }) = chat.remember {
-                self.0.tasks.spawn(async move { parts.store.release_claim(claim).await });
+                self.0.tasks.spawn(carried(async move { parts.store.release_claim(claim).await }));
             }
             return Err(Error::Overloaded);
         };
         let share = chat.share.take();
-        Ok(self.0.tasks.spawn(async move {
-            let answered = parts.chat(&caller, chat, started).await;
+        Ok(self.0.tasks.spawn(carried(async move {
+            let span = Span::begin("turn");
+            let answered = span.run(parts.chat(&caller, chat, started)).await;
+            span.end(answered.as_ref().err().map(Error::code));
             drop((place, share));
             answered
-        }))
+        })))
     }
 }
 
@@ -358,20 +360,32 @@ impl Parts {
         mut chat: Chat,
         started: oneshot::Sender<Started>,
     ) -> Result<Answered, Error> {
+        Span::current().describe(|| [("tenant", Some(caller.tenant.number().into()))]);
+        if let Some(session) = chat.session {
+            name_session(session);
+        }
         let remember = chat.remember.take();
         let claim = remember.as_ref().map(|remember| remember.claim.clone());
         let begun = match self.accept(&chat.message) {
             Ok(message) => {
                 chat.message = message;
-                tokio::select! {
-                    begun = self.admit(caller, &chat, claim.as_ref()) => begun,
+                let span = Span::begin("admit");
+                let begun = tokio::select! {
+                    begun = span.run(self.admit(caller, &chat, claim.as_ref())) => begun,
                     never = self.keep_claim(claim.clone()) => match never {},
-                }
+                };
+                span.end(begun.as_ref().err().map(Error::code));
+                begun
             }
             Err(refusal) => Err(self.session_first(caller, &chat, refusal).await),
         };
         let outcome = match begun {
             Ok((key, admitted, place)) => {
+                if chat.session.is_none() {
+                    name_session(key.session);
+                }
+                tracing::Span::current().record("turn", key.turn);
+                Span::current().describe(|| [("turn", Some(key.turn.into()))]);
                 let entered = self.live.enter((key.tenant, key.session, key.turn));
                 if let Some(reader) = entered.running.listen(0) {
                     let _ = started.send(Started { session: key.session, turn: key.turn, reader });
@@ -629,15 +643,24 @@ impl Parts {
         listener: &Arc<Running>,
     ) -> Result<(Reply, Option<Due>), Error> {
         let deadline = tokio::time::Instant::now() + self.settings.model_timeout;
+        let span = Span::begin("context");
+        let context = span.run(self.context(key, &chat.message)).await;
+        span.end(context.as_ref().err().map(Error::code));
+        let (context, due) = context?;
+        let ask = Ask { messages: context.messages, options: chat.options, stream: chat.stream, deadline };
+        Ok((model.reply(&ask, &**listener).await?, due))
+    }
+
+    /// What the model is to be shown, and what is then due to be summarised.
+    async fn context(&self, key: TurnKey, message: &str) -> Result<(Context, Option<Due>), Error> {
         let budget = self.budget();
         let material = self.store.context(key, budget.tokens).await?;
         // It may have been cancelled before this server knew it to run.
         let material = material.ok_or(Error::Interrupted)?;
         let session = (key.tenant, key.session);
-        let context = self.assemble(session, &material, Some(&chat.message), budget).await;
+        let context = self.assemble(session, &material, Some(message), budget).await;
         let due = Due::after(session, &material, context.first_turn);
-        let ask = Ask { messages: context.messages, options: chat.options, stream: chat.stream, deadline };
-        Ok((model.reply(&ask, &**listener).await?, due))
+        Ok((context, due))
     }
 
     fn budget(&self) -> Budget {
@@ -663,7 +686,7 @@ impl Parts {
             Ok(_) => context,
             // The message can be answered without.
             Err(error) => {
-                tracing::warn!(%session, error = &error as &dyn std::error::Error, "nothing recalled");
+                tracing::warn!(error = &error as &dyn std::error::Error, "nothing recalled");
                 context
             }
         }
@@ -677,8 +700,7 @@ impl Parts {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    let TurnKey { session, turn, .. } = key;
-                    tracing::warn!(%session, turn, error = &error as &dyn std::error::Error, "lease not renewed");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "lease not renewed");
                 }
             }
         }
@@ -720,17 +742,15 @@ impl Parts {
     /// Records why a turn failed; the error that its caller gets. If this fails too, the turn's lease runs out and
     /// ends it.
     async fn fail(&self, key: TurnKey, error: Error, execution: Duration) -> Error {
-        let TurnKey { session, turn, .. } = key;
         if let Error::Model(error) = &error {
-            tracing::warn!(%session, turn, error = error as &dyn std::error::Error, "model failed");
+            tracing::warn!(error = error as &dyn std::error::Error, "model failed");
         }
         let ending = Ending::Failed { code: error.code().to_owned(), message: error.to_string() };
         match self.end(key, ending, execution, true, None).await {
             Ok(Ended::Stored) => error,
             Ok(ended) => Error::by(ended),
             Err(failure) => {
-                let failure = &failure as &dyn std::error::Error;
-                tracing::error!(%session, turn, error = failure, "failed turn not recorded");
+                tracing::error!(error = &failure as &dyn std::error::Error, "failed turn not recorded");
                 error
             }
         }
@@ -746,14 +766,27 @@ impl Parts {
         remember: Option<(Claim, String)>,
     ) -> Result<Ended, store::Error> {
         let give_up = Instant::now() + self.settings.lease;
-        loop {
-            let now = self.clock.now();
-            match self.store.end_turn(key, ending.clone(), execution, streamed, now, remember.clone()).await {
-                Err(store::Error::Unavailable(_)) if Instant::now() < give_up => sleep(WRITE_RETRY).await,
-                ended => return ended,
+        let span = Span::begin("complete");
+        let ended = span.run(async {
+            loop {
+                let (ending, remember, now) = (ending.clone(), remember.clone(), self.clock.now());
+                match self.store.end_turn(key, ending, execution, streamed, now, remember).await {
+                    Err(store::Error::Unavailable(_)) if Instant::now() < give_up => sleep(WRITE_RETRY).await,
+                    ended => return ended,
+                }
             }
-        }
+        });
+        let ended = ended.await;
+        let failure = ended.clone().err().map(Error::from);
+        span.end(failure.as_ref().map(Error::code));
+        ended
     }
+}
+
+/// Names the session that a message belongs to, in the log and in its trace.
+fn name_session(id: SessionId) {
+    tracing::Span::current().record("session_id", tracing::field::display(id));
+    Span::current().describe(|| [("session_id", Some(id.to_string().into()))]);
 }
 
 /// Tells how a turn ended, and how long its caller waited.
@@ -777,7 +810,7 @@ impl Error {
     }
 
     /// The name under which a failed turn records this.
-    fn code(&self) -> &str {
+    pub(super) fn code(&self) -> &str {
         use crate::model::Error as Model;
         match self {
             Self::InvalidSession => "INVALID_SESSION",

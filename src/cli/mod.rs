@@ -46,6 +46,8 @@ enum Command {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+    Traces are sent where OTEL_EXPORTER_OTLP_ENDPOINT says (http/protobuf); the other OTEL_… variables have their standard meaning.")]
 struct Serve {
     #[command(flatten)]
     settings: Settings,

@@ -1,6 +1,6 @@
 //! `atlus serve`: migrate, then serve until told to stop.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -12,8 +12,9 @@ use super::systemd;
 use crate::{
     app::App,
     config::{AccessConfig, Config, ModelConfig, Settings},
+    model::http,
     server::{self, ServerSettings},
-    telemetry::{self, metrics::METRICS},
+    telemetry::{self, metrics::METRICS, traces},
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
@@ -33,7 +34,17 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             config.listen
         )
     })?;
-    let server = ServerSettings { max_connections: room_for_connections(config), ..config.server.clone() };
+    let mut server =
+        ServerSettings { max_connections: room_for_connections(config), ..config.server.clone() };
+    let sending = match &config.traces {
+        Some(settings) => {
+            // What is left of the traces is sent within the time that the server has to stop.
+            server.grace = server.grace.saturating_sub(LAST_TRACES);
+            let client = http::client(&settings.endpoint);
+            Some(traces::start(settings, client).map_err(anyhow::Error::msg)?)
+        }
+        None => None,
+    };
     let app = App::start(config).await?;
     stop_on_signal(&app)?;
 
@@ -59,8 +70,14 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     systemd::ready(address);
     tokio::spawn(systemd::report(address, app.stopping.clone()));
     server::serve(listener, app, server, config.jobs).await;
+    if let Some(sending) = sending {
+        sending.finish(LAST_TRACES).await;
+    }
     Ok(())
 }
+
+/// How long a stopping server may take to send what is left of the traces.
+const LAST_TRACES: Duration = Duration::from_secs(5);
 
 /// How the first key is made.
 const FIRST: &str = "`atlus keys create --name first --scope read,write,admin` makes one";

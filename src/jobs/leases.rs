@@ -12,7 +12,8 @@ pub async fn fail_abandoned_turns(app: &App) -> Result<()> {
         for turn in &expired {
             if app.store.fail_expired_turn(*turn, app.clock.now()).await? {
                 METRICS.turns_abandoned.inc();
-                tracing::warn!(session = %turn.session_id, turn = turn.turn, "turn failed: its server is gone");
+                let (tenant, session_id) = (turn.tenant_id.number(), turn.session_id);
+                tracing::warn!(tenant, %session_id, turn = turn.turn, "turn failed: its server is gone");
             }
         }
         if i64::try_from(expired.len()).is_ok_and(|found| found < BATCH) {

@@ -11,11 +11,11 @@ pub async fn access_log<E: Endpoint<Output = Response>>(next: Arc<E>, request: R
     // Without its query, which may hold names of users.
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = next.call(request).await?;
-    if let Some(Arrival { request_id, received, notes }) = arrival {
+    if let Some(Arrival { received, notes, .. }) = arrival {
         let (status, duration_ms) =
             (response.status().as_u16(), (received.elapsed().as_secs_f64() * 1e6).round() / 1e3);
-        let (tenant, key) = (notes.tenant(), notes.key());
-        tracing::info!(%method, path, status, duration_ms, %request_id, tenant, key, "answered");
+        let (operation, key) = (notes.operation(), notes.key());
+        tracing::info!(%method, path, operation, status, duration_ms, key, "answered");
     }
     Ok(response)
 }

@@ -20,7 +20,10 @@ use tokio::{
 use super::{Ask, Error, Listener, Model, Reply, circuit::Circuit};
 use crate::{
     domain::ids::random_bits,
-    telemetry::metrics::{Counted, METRICS},
+    telemetry::{
+        metrics::{Counted, METRICS},
+        traces::Span,
+    },
 };
 
 /// The time that an attempt must have had for its being late to count against the server.
@@ -220,6 +223,7 @@ fn count(model: &str, began: Instant, outcome: &Result<Reply, Error>) {
         Err(Error::Overloaded) => "overloaded",
     };
     METRICS.model_failures.with_label_values(&[model, reason]).inc();
+    Span::current().note_failure("attempt failed", reason);
 }
 
 fn too_late() -> Error {

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Error;
+use crate::telemetry::traces;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of an answer that are read, its frame included.
@@ -68,6 +69,7 @@ impl Server {
 
     /// Sends a request; anything but success is an error that says what the server said.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let request = request.headers(traces::headers());
         let response = request.send().await.map_err(|error| broken(&error))?;
         let status = response.status();
         if status.is_success() {

@@ -1,22 +1,12 @@
-//! What a running server tells of itself: its log and its metrics.
+//! What a running server tells of itself: its log, its metrics and its traces.
 
+pub mod log;
 pub mod metrics;
+pub mod traces;
 
-use std::io::{self, IsTerminal};
+pub use log::{LogConfig, start};
 
-use tracing_subscriber::{EnvFilter, fmt};
-
-use crate::config::LogConfig;
-
-/// Starts logging to standard error.
-pub fn start(config: &LogConfig) {
-    let terminal = io::stderr().is_terminal();
-    // The settings have been checked; were they not, nothing would be lost but detail.
-    let filter = EnvFilter::try_new(&config.directives).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal);
-    if config.json.unwrap_or(!terminal) {
-        log.json().flatten_event(true).init();
-    } else {
-        log.with_target(false).init();
-    }
+/// The same work for a task of its own, where it keeps its request's names in the log and its place in the trace.
+pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    tracing::Instrument::in_current_span(traces::Span::current().run(work))
 }

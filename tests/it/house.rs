@@ -51,8 +51,10 @@ fn http_is_known_to_the_outer_rooms_alone() {
     for word in ["poem::", "use poem", "poem_openapi"] {
         only_in(word, &["api/", "middleware/", "server.rs"]);
     }
-    only_in("prometheus::", &["telemetry/"]);
-    only_in("reqwest", &["auth/", "model/", "cli/", "config.rs"]);
+    for word in ["prometheus::", "opentelemetry::"] {
+        only_in(word, &["telemetry/"]);
+    }
+    only_in("reqwest", &["auth/", "model/", "cli/", "telemetry/", "config.rs"]);
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn rooms_use_those_below_them_only() {
             "telemetry/",
             &[
                 "domain", "store", "auth", "model", "chat", "jobs", "api", "middleware", "server", "app",
-                "cli",
+                "cli", "config",
             ],
         ),
         ("store/", &["auth", "model", "chat", "jobs", "api", "middleware", "server", "app", "cli", "config"]),

@@ -22,6 +22,7 @@ mod jwt;
 mod keys;
 mod learning;
 mod limits;
+mod logs;
 mod memory;
 mod metrics;
 mod models;
