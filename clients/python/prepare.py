@@ -19,9 +19,10 @@ SCHEMAS = {
 }
 
 
-def is_failure(response: dict[str, Any]) -> bool:
-    contents = response.get("content", {}).values()
-    return any(content.get("schema") == FAILURE for content in contents)
+def is_failure(document: dict[str, Any], response: dict[str, Any]) -> bool:
+    if "$ref" in response:
+        response = document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+    return any(content.get("schema") == FAILURE for content in response.get("content", {}).values())
 
 
 def mark_nullable(part: Any) -> None:
@@ -42,7 +43,7 @@ def prepare(document: dict[str, Any]) -> None:
         for operation in (part for part in path.values() if "operationId" in part):
             operation.pop("security", None)
             responses = operation["responses"]
-            for status in [status for status in responses if is_failure(responses[status])]:
+            for status in [status for status in responses if is_failure(document, responses[status])]:
                 del responses[status]
             for part in [operation.get("requestBody", {}), *responses.values()]:
                 for media_type, content in part.get("content", {}).items():
