@@ -40,8 +40,8 @@ class AtlusError(Exception):
     """Seconds after which trying again may help."""
 
     def __init__(self, told: Any, status: int, headers: httpx.Headers) -> None:
-        told = told if isinstance(told, dict) else {}
-        error = told["error"] if isinstance(told.get("error"), dict) else {}
+        told = told if isinstance(told, dict) and told.get("success") is False else {}
+        error = told.get("error", {})
         name = error.get("code")
         self.code = ErrorCode(name) if name in list(ErrorCode) else None
         self.status = error.get("status", status)
@@ -64,7 +64,7 @@ class AtlusError(Exception):
 
 def _fails(response: httpx.Response) -> bool:
     # An unhealthy server describes its health, as a healthy one does.
-    return response.is_error and response.url.path != "/api/v1/health"
+    return response.is_error and not response.url.path.endswith("/api/v1/health")
 
 
 def _raise(response: httpx.Response) -> None:
@@ -259,6 +259,7 @@ def stream(
 ) -> Iterator[Event]:
     """Sends a message and tells its answer while it comes: `StartEvent`, `DeltaEvent`s, `ChatAnswer`.
 
+    It is sent when the first event is asked for.
     A connection that breaks is resumed, without a piece of text missing or coming twice, and given up after `resumes`
     attempts in a row that brought nothing. A turn that fails raises an `AtlusError`.
     """

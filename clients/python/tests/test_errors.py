@@ -216,11 +216,12 @@ def test_an_error_names_the_field(world: World) -> None:
 
 
 def test_an_answer_that_is_not_the_servers_is_an_error_without_a_code() -> None:
-    error = AtlusError.of(httpx.Response(502, text="<html>Bad gateway</html>"))
-    assert (error.code, error.status, error.details) == (None, 502, [])
+    for answer in (httpx.Response(502, text="<html>Bad gateway</html>"), httpx.Response(502, json={"error": "Bad"})):
+        error = AtlusError.of(answer)
+        assert (error.code, error.status, error.details) == (None, 502, [])
 
 
 def test_a_code_that_is_newer_than_the_client_is_none() -> None:
-    told = {"error": {"code": "SOMETHING_NEW", "message": "New", "status": 418}}
+    told = {"success": False, "error": {"code": "SOMETHING_NEW", "message": "New", "status": 418}}
     error = AtlusError.of(httpx.Response(418, json=told))
     assert (error.code, error.status, error.message) == (None, 418, "New")

@@ -6,6 +6,7 @@ import {
   chatStream,
   type DeltaEvent,
   type ErrorDetail,
+  type Failure,
   type StartEvent,
   streamTurn,
 } from './generated/index.js';
@@ -28,12 +29,12 @@ export class AtlusError extends Error {
   readonly retry_after: number | undefined;
 
   constructor(told: unknown, status: number, headers = new Headers()) {
-    const { error, request_id } = (told ?? {}) as Partial<{ error: Record<string, unknown>; request_id: string }>;
-    super(`${error?.message ?? `The answer has the status ${status}`}`);
-    this.code = Object.values(ErrorCode).find((code) => code === error?.code);
-    this.status = status;
-    this.details = (error?.details ?? []) as ErrorDetail[];
-    this.request_id = request_id ?? headers.get('X-Request-ID') ?? undefined;
+    const failure = isFailure(told) ? told : undefined;
+    super(failure?.error.message ?? `The answer has the status ${status}`);
+    this.code = Object.values(ErrorCode).find((code) => code === failure?.error.code);
+    this.status = failure?.error.status ?? status;
+    this.details = failure?.error.details ?? [];
+    this.request_id = failure?.request_id ?? headers.get('X-Request-ID') ?? undefined;
     const wait = headers.get('Retry-After') ?? '';
     this.retry_after = /^\d+$/.test(wait) ? Number(wait) : undefined;
   }
@@ -45,11 +46,13 @@ export class AtlusError extends Error {
   }
 }
 
+const isFailure = (told: unknown): told is Failure => (told as Partial<Failure> | undefined)?.success === false;
+
 /** `fetch`, but that every failure is thrown. */
 const checked: typeof fetch = async (input, init) => {
   const response = await fetch(input, init);
   // An unhealthy server describes its health, as a healthy one does.
-  if (response.ok || new URL(response.url).pathname === '/api/v1/health') return response;
+  if (response.ok || new URL(response.url).pathname.endsWith('/api/v1/health')) return response;
   throw await AtlusError.of(response);
 };
 
@@ -111,7 +114,8 @@ type Opening = {
 type Open = (opening: Opening) => Promise<{ stream: AsyncGenerator<unknown> }>;
 
 /**
- * Sends a message and tells its answer while it comes: `start`, `delta`s, `done`.
+ * Sends a message and tells its answer while it comes: `start`, `delta`s, `done`. It is sent when the first event is
+ * asked for.
  *
  * A connection that breaks is resumed, without a piece of text missing or coming twice. A turn that fails throws an
  * `AtlusError`.
@@ -210,7 +214,7 @@ function read(heard: Heard | undefined, data: unknown): TurnEvent | undefined {
     case 'done':
       return { event: 'done', id, data: data as ChatAnswer, text: '' };
     case 'error':
-      throw new AtlusError(data, (data as { error: { status: number } }).error.status);
+      throw new AtlusError(data, (data as Failure).error.status);
     default:
       return undefined;
   }

@@ -146,12 +146,14 @@ test('an error names the field', async () => {
 });
 
 test("an answer that is not the server's is an error without a code", async () => {
-  const error = await AtlusError.of(new Response('<html>Bad gateway</html>', { status: 502 }));
-  assert.deepEqual([error.code, error.status, error.details], [undefined, 502, []]);
+  for (const body of ['<html>Bad gateway</html>', '{"error": "Bad"}', 'null']) {
+    const error = await AtlusError.of(new Response(body, { status: 502 }));
+    assert.deepEqual([error.code, error.status, error.details], [undefined, 502, []]);
+  }
 });
 
 test('a code that is newer than the client is none', async () => {
-  const told = { error: { code: 'SOMETHING_NEW', message: 'New', status: 418 } };
+  const told = { success: false, error: { code: 'SOMETHING_NEW', message: 'New', status: 418 } };
   const error = await AtlusError.of(Response.json(told, { status: 418 }));
   assert.deepEqual([error.code, error.status, error.message], [undefined, 418, 'New']);
 });
