@@ -70,13 +70,36 @@ static DOCS: LazyLock<String> = LazyLock::new(|| {
     let service = service(Described);
     service
         .swagger_ui_html()
-        .replace(&service.spec(), &JSON)
+        .replace(&service.spec(), &for_swagger_ui(document()).to_string())
         .replace("<title>Swagger UI</title>", "<title>ATLUS API</title><link rel=\"icon\" href=\"data:,\">")
         .replace(
             "deepLinking: true,",
-            "deepLinking: true, persistAuthorization: true, tryItOutEnabled: true,",
+            "deepLinking: true, persistAuthorization: true, tryItOutEnabled: true, displayRequestDuration: true, \
+             defaultModelsExpandDepth: 0,",
         )
 });
+
+/// Makes the document one to try things with: Swagger UI fills in the example of every parameter, and sends it.
+fn for_swagger_ui(mut document: Value) -> Value {
+    // A choice of one server, the page's own.
+    if let Some(document) = document.as_object_mut() {
+        document.shift_remove("servers");
+    }
+    // Nobody has a cursor before the first page, and an `Idempotency-Key` sent twice is no second request.
+    each_operation(&mut document, |_, _, operation| {
+        let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+        for parameter in parameters.into_iter().flatten().filter(|parameter| parameter["required"] != true) {
+            let schema = parameter.get_mut("schema").and_then(Value::as_object_mut);
+            let example = schema.and_then(|schema| schema.shift_remove("example"));
+            // Numbers and choices explain themselves.
+            if let (Some(Value::String(example)), None) = (example, parameter["schema"].get("enum")) {
+                let description = parameter["description"].as_str().unwrap_or_default();
+                parameter["description"] = format!("{description} Example: `{example}`").into();
+            }
+        }
+    });
+    document
+}
 
 /// A text that never changes while the server runs, with an `ETag` so that it is fetched once.
 fn page(
