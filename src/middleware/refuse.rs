@@ -41,6 +41,7 @@ fn translate(error: &Error) -> ApiError {
         // poem-openapi puts the type's name in front of what we said, and behind it if the parameter may be absent.
         let problem = reason.split_once("\": ").map_or(reason.as_str(), |(_, problem)| problem);
         let problem = problem.split(" (occurred while parsing").next().unwrap_or_default();
+        let problem = if problem.ends_with("expects an input value.") { "is required" } else { problem };
         return ApiError::field(*name, problem);
     }
     // A path that cannot be decoded names nothing.

@@ -51,7 +51,7 @@ on_both! {
         let docs = at(&server, "/docs").await;
         assert_eq!(docs.status, 200);
         let page = docs.body.as_str().unwrap();
-        assert!(page.contains("SwaggerUIBundle") && page.contains("\"operationId\": \"createSession\""));
+        assert!(page.contains("SwaggerUIBundle") && page.contains("\"operationId\":\"createSession\""));
         assert!(page.contains("tryItOutEnabled: true"));
         for outside in ["src=\"http", "href=\"http", "@import"] {
             assert!(!page.contains(outside), "{outside}");

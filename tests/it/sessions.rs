@@ -243,7 +243,8 @@ on_both! {
         assert_eq!(found.data().get("memory"), None);
         server.patch(&format!("/sessions/{newer}"), json!({"is_active": false})).await;
         assert_eq!(server.get("/sessions/continue?user_id=ann").await.data()["session_id"], older.as_str());
-        server.get("/sessions/continue").await.refused(400, "VALIDATION_ERROR");
+        let answer = server.get("/sessions/continue").await;
+        assert_eq!(answer.refused(400, "VALIDATION_ERROR"), "user_id: is required");
     }
 
     async fn a_session_expires_by_itself_and_activity_puts_it_off(server: Server) {
