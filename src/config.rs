@@ -128,6 +128,16 @@ pub struct Settings {
     )]
     database_connections: String,
 
+    /// The most writes that share a transaction, 1 to 1000; 1 makes each wait for the disk by itself
+    #[arg(
+        long,
+        env = "ATLUS_WRITE_BATCH",
+        help_heading = "Database",
+        default_value = "256",
+        hide_env_values = true
+    )]
+    write_batch: String,
+
     /// `on`: Postgres itself holds tenants apart, too, by row-level security; reads take two round trips more. The
     /// database role must not be exempt from it (a superuser is). Else `off`
     #[arg(
@@ -462,6 +472,7 @@ impl Settings {
         let migration_url: Option<DatabaseUrl> = given(self.migration_database_url.as_ref())
             .and_then(|url| problems.read("ATLUS_MIGRATION_DATABASE_URL", url));
         let connections = problems.within("ATLUS_DATABASE_CONNECTIONS", &self.database_connections, 5, 1000);
+        let write_batch = problems.within("ATLUS_WRITE_BATCH", &self.write_batch, 1, 1000);
         let statement_timeout = problems.duration("ATLUS_DATABASE_TIMEOUT", &self.database_timeout);
         let row_security = match self.row_security.as_str() {
             "on" => true,
@@ -481,7 +492,14 @@ impl Settings {
         if row_security && url.kind() == Kind::Sqlite {
             problems.0.push("ATLUS_ROW_SECURITY needs Postgres: SQLite has no such thing".to_owned());
         }
-        Some(DatabaseSettings { url, migration_url, connections, statement_timeout, row_security })
+        Some(DatabaseSettings {
+            url,
+            migration_url,
+            connections,
+            write_batch,
+            statement_timeout,
+            row_security,
+        })
     }
 
     fn log_config(&self, problems: &mut Problems) -> LogConfig {
@@ -649,6 +667,7 @@ mod tests {
             "--listen=127.0.0.1:1234",
             "--migration-database-url=sqlite://y.db",
             "--database-connections=33",
+            "--write-batch=11",
             "--database-timeout=7s",
             "--model-provider=anthropic",
             "--model-url=http://m/v1",
@@ -677,7 +696,7 @@ mod tests {
         assert_eq!(config.listen.port(), 1234);
         assert_eq!(config.database.url.to_string(), "sqlite://x.db");
         assert_eq!(config.database.migration_url.unwrap().to_string(), "sqlite://y.db");
-        assert_eq!(config.database.connections, 33);
+        assert_eq!((config.database.connections, config.database.write_batch), (33, 11));
         assert_eq!(config.database.statement_timeout, Duration::from_secs(7));
         let ModelConfig::Server { provider, url, model, key, fallback, concurrency } = config.model else {
             unreachable!()

@@ -73,6 +73,7 @@ fn settings(flag: &str, url: &str) -> anyhow::Result<DatabaseSettings> {
         url,
         migration_url: None,
         connections: 8,
+        write_batch: 256,
         statement_timeout: Duration::from_secs(60),
         row_security: false,
     })

@@ -5,7 +5,7 @@ use super::{
     db::Tx,
     idempotency::Claim,
     memory,
-    search::{self, Entry},
+    search::{self, Entry, Placed},
     turns::{insert_ended, why_busy},
     writer::Write,
 };
@@ -89,12 +89,11 @@ impl Write for Append {
         let first = last - count + 1;
         let turns: Vec<Turn> =
             (first..).zip(&self.appendix.turns).map(|(n, turn)| self.record(n, turn)).collect();
-        for turn in &turns {
-            insert_ended(tx, tenant, turn).await?;
-        }
+        insert_ended(tx, tenant, &turns).await?;
         let entries: Vec<Entry> =
             (first..).zip(&self.entries).map(|(turn, entry)| Entry { turn, ..entry.clone() }).collect();
-        search::index(tx, (tenant, &user, *session), &entries).await?;
+        let placed = |entry| Placed { tenant, user: &user, session: *session, entry };
+        search::index(tx, &entries.iter().map(placed).collect::<Vec<_>>()).await?;
         for (turn, learnt) in turns.iter().zip(&self.appendix.learnt) {
             // What is said to be of the future must not outlive what is stated later.
             let at = turn.created_at.min(*now);

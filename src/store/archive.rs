@@ -14,7 +14,7 @@ use super::{
     Error, Kind, Result, SessionFilter, SessionOrder, Store,
     db::Tx,
     erasures::{is_staged, stage, stage_first, unstage},
-    search::{self, Entry},
+    search::{self, Entry, Placed},
     sessions::InsertSession,
     turns::insert_ended,
     writer::Write,
@@ -628,11 +628,11 @@ impl Open {
 
     /// Writes the present batch.
     async fn write(&mut self, tx: &mut Tx, tenant: TenantId) -> Result<()> {
-        for turn in self.turns.drain(..) {
-            insert_ended(tx, tenant, &turn).await?;
-        }
+        insert_ended(tx, tenant, &self.turns).await?;
+        self.turns.clear();
         let Session { id, user_id, .. } = &self.session.session;
-        search::index(tx, (tenant, user_id, *id), &self.entries).await?;
+        let placed = |entry| Placed { tenant, user: user_id, session: *id, entry };
+        search::index(tx, &self.entries.iter().map(placed).collect::<Vec<_>>()).await?;
         self.entries.clear();
         (self.bytes, self.heard) = (0, Instant::now());
         Ok(())

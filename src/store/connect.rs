@@ -17,7 +17,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     Store,
     db::{Db, Reach},
-    migrate, row_security,
+    migrate,
+    reader::Reader,
+    row_security,
     writer::Writer,
 };
 
@@ -124,6 +126,8 @@ pub struct DatabaseSettings {
     pub migration_url: Option<DatabaseUrl>,
     /// The most connections to Postgres. SQLite always has one that writes and a few that read.
     pub connections: u32,
+    /// The most writes in one transaction.
+    pub write_batch: usize,
     /// How long one statement may take.
     pub statement_timeout: Duration,
     /// Whether Postgres is made to hold tenants apart by itself, too.
@@ -228,7 +232,14 @@ impl Store {
                     Options::Postgres(options) => Some(Arc::new(options.clone().application_name("atlus"))),
                     Options::Sqlite(_) => None,
                 };
-                Ok(Self { writer: Writer::start(&db, lanes), db, kind: url.kind(), news })
+                Ok(Self {
+                    writer: Writer::start(&db, lanes, settings.write_batch),
+                    sessions: Reader::start(&db),
+                    contexts: Reader::start(&db),
+                    db,
+                    kind: url.kind(),
+                    news,
+                })
             }
             // No such table, in the words of SQLite and of Postgres.
             Err(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("1" | "42P01")) => {

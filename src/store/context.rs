@@ -1,14 +1,16 @@
 //! What a model may be shown of a session, read in one round trip as one row.
 
-use super::{Result, Store, TurnKey, db::Statement};
+use super::{
+    Result, Store, TurnKey,
+    db::{Column, Db, Reach},
+    reader::{Read, placed},
+};
 use crate::domain::{
     caller::{Caller, TenantId},
     ids::SessionId,
     memory::{BehaviorProfile, Fact, MAX_FACTS},
+    session::UserId,
 };
-
-/// The turns read at most; their tokens bound them sooner.
-const MAX_TURNS: i64 = 1000;
 
 /// A past turn, with its tokens as counted when it was stored.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -54,38 +56,96 @@ struct Row {
     turns: String,
 }
 
-/// `$1` session, `$2` tenant, `$3` the turn before which, `$4` tokens, `$5` turns, `$6` facts at most.
-/// The window sums tokens from the newest turn back, with 8 for the frames of a turn's two messages; only turns within
-/// the sum have their text read. Mostly the last 128 turns use the tokens up, and no more are looked at.
-macro_rules! context_sql {
-    ($array:literal, $list:literal) => {
+/// Completed turns before the one that is asked for, newest first.
+macro_rules! before {
+    () => {
+        "FROM turns WHERE session_id = rows.session AND tenant_id = rows.tenant AND status = 'completed' \
+         AND turn < rows.before ORDER BY turn DESC LIMIT "
+    };
+}
+
+/// The first of the newest turns that fit the tokens, of so many: sums from the newest turn back, with 8 for the frames of
+/// a turn's two messages.
+macro_rules! first_fitting {
+    ($turns:literal) => {
         concat!(
-            "SELECT s.system_prompt, m.verbosity, m.tone, m.depth, m.working_memory, m.summary, m.summary_through, ",
-            "m.takings, s.completed_turns - s.erased_turns AS all_turns, ",
-            "CAST(COALESCE((SELECT ", $list, "(", $array, "(f.key, f.value) ORDER BY f.updated_at, f.turn, f.key) FROM ",
-            "(SELECT key, value, updated_at, turn FROM (SELECT key, value, updated_at, turn, ROW_NUMBER() OVER ",
-            "(PARTITION BY key ORDER BY updated_at DESC, turn DESC, session_id DESC) AS place FROM facts ",
-            "WHERE tenant_id = $2 AND user_id = s.user_id) stated WHERE place = 1 ",
-            "ORDER BY updated_at DESC, turn DESC, key LIMIT $6) f), '[]') AS TEXT) AS facts, ",
-            "CAST(COALESCE((SELECT ", $list, "(", $array,
-            "(t.turn, t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
-            "FROM turns t WHERE t.session_id = $1 AND t.tenant_id = $2 AND t.status = 'completed' AND t.turn < $3 ",
-            "AND t.turn >= (SELECT MIN(turn) FROM (SELECT turn, SUM(tokens) OVER (ORDER BY turn DESC) AS total ",
-            "FROM (SELECT turn, message_tokens + response_tokens + 8 AS tokens FROM turns WHERE session_id = $1 ",
-            "AND tenant_id = $2 AND status = 'completed' AND turn < $3 ORDER BY turn DESC LIMIT ",
-            "CASE WHEN (SELECT SUM(tokens) FROM (SELECT message_tokens + response_tokens + 8 AS tokens FROM turns ",
-            "WHERE session_id = $1 AND tenant_id = $2 AND status = 'completed' AND turn < $3 ",
-            "ORDER BY turn DESC LIMIT 128) few) > $4 THEN 128 ELSE $5 END) newest) sums ",
-            "WHERE total <= $4)), '[]') AS TEXT) AS turns ",
-            "FROM sessions s JOIN session_memory m ON m.session_id = s.session_id AND m.tenant_id = s.tenant_id ",
-            "WHERE s.session_id = $1 AND s.tenant_id = $2"
+            "(SELECT MIN(turn) FROM (SELECT turn, SUM(tokens) OVER (ORDER BY turn DESC) AS total ",
+            "FROM (SELECT turn, message_tokens + response_tokens + 8 AS tokens ",
+            before!(),
+            $turns,
+            ") newest) sums WHERE total <= rows.tokens)"
         )
     };
 }
 
-/// `$3` runs, and by the lease `$7`.
-const STILL_RUNNING: &str = " AND EXISTS (SELECT 1 FROM turns r WHERE r.session_id = $1 AND r.tenant_id = $2 \
-     AND r.turn = $3 AND r.status = 'running' AND r.lease_token = $7)";
+/// Only turns within the sum have their text read. Mostly the last 128 turns use the tokens up, and no more are looked at.
+macro_rules! context_sql {
+    ($array:literal, $list:literal) => {
+        concat!(
+            "SELECT rows.place, s.system_prompt, m.verbosity, m.tone, m.depth, m.working_memory, m.summary, ",
+            "m.summary_through, m.takings, s.completed_turns - s.erased_turns AS all_turns, ",
+            "CAST(COALESCE((SELECT ", $list, "(", $array,
+            "(t.turn, t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
+            "FROM turns t WHERE t.session_id = rows.session AND t.tenant_id = rows.tenant AND t.status = 'completed' ",
+            "AND t.turn < rows.before AND t.turn >= CASE WHEN (SELECT SUM(tokens) FROM ",
+            "(SELECT message_tokens + response_tokens + 8 AS tokens ", before!(), "128) few) > rows.tokens ",
+            "THEN ", first_fitting!(128), " ELSE ", first_fitting!(1000), " END), '[]') AS TEXT) AS turns, ",
+            "CAST(COALESCE((SELECT ", $list, "(", $array, "(f.key, f.value) ORDER BY f.updated_at, f.turn, f.key) FROM ",
+            "(SELECT key, value, updated_at, turn FROM (SELECT key, value, updated_at, turn, ROW_NUMBER() OVER ",
+            "(PARTITION BY key ORDER BY updated_at DESC, turn DESC, session_id DESC) AS place FROM facts ",
+            "WHERE tenant_id = rows.tenant AND user_id = s.user_id) stated WHERE place = 1 ",
+            "ORDER BY updated_at DESC, turn DESC, key LIMIT "
+        )
+    };
+}
+
+/// Where the turn that is asked for runs by its lease, if that is given, and the session is the caller's.
+const OF_SESSIONS: &str = " JOIN sessions s ON s.session_id = rows.session AND s.tenant_id = rows.tenant \
+     JOIN session_memory m ON m.session_id = s.session_id AND m.tenant_id = s.tenant_id \
+     WHERE (rows.caller IS NULL OR s.user_id = rows.caller) AND (rows.lease IS NULL OR EXISTS (SELECT 1 FROM turns r \
+         WHERE r.session_id = rows.session AND r.tenant_id = rows.tenant AND r.turn = rows.before \
+         AND r.status = 'running' AND r.lease_token = rows.lease))";
+
+/// Reads what is known in a session before a turn.
+pub(super) struct ReadContext {
+    tenant: TenantId,
+    session: SessionId,
+    before: i64,
+    /// By which `before` has to run.
+    lease_token: Option<i64>,
+    /// Whose session it has to be.
+    user: Option<UserId>,
+    tokens: i64,
+}
+
+impl Read for ReadContext {
+    type Answer = Option<Material>;
+
+    async fn read_all(reads: &[&Self], db: &Db) -> sqlx::Result<Vec<Option<Material>>> {
+        let reach = Reach::Tenants(reads.iter().map(|read| read.tenant).collect());
+        let places: Vec<i64> = (0..).zip(reads).map(|(place, _)| place).collect();
+        let found = db
+            .read_each(
+                reach,
+                context_sql!("json_array", "json_group_array"),
+                context_sql!("json_build_array", "json_agg"),
+            )
+            .push_bind(i64::try_from(MAX_FACTS).unwrap_or(i64::MAX))
+            .push(") f), '[]') AS TEXT) AS facts FROM ")
+            .push_rows([
+                ("place", Column::integers(&places, |place| *place)),
+                ("session", Column::integers(reads, |read| read.session)),
+                ("tenant", Column::integers(reads, |read| read.tenant)),
+                ("before", Column::integers(reads, |read| read.before)),
+                ("lease", Column::integers(reads, |read| read.lease_token)),
+                ("caller", Column::texts(reads, |read| read.user.as_ref().map(UserId::as_str))),
+                ("tokens", Column::integers(reads, |read| read.tokens)),
+            ])
+            .push(OF_SESSIONS);
+        let rows: Vec<Option<Row>> = placed(found, reads.len()).await?;
+        rows.into_iter().map(|row| row.map(Row::into_material).transpose()).collect()
+    }
+}
 
 impl Store {
     /// What is known in a session before a running turn, with as many of its newest completed turns as are at most
@@ -95,8 +155,10 @@ impl Store {
         TurnKey { tenant, session, turn, lease_token }: TurnKey,
         tokens: i64,
     ) -> Result<Option<Material>> {
-        let row = self.material(tenant, session, turn, tokens).push(STILL_RUNNING).bind(lease_token);
-        Ok(row.optional().await?.map(Row::into_material).transpose()?)
+        let lease_token = Some(lease_token);
+        self.contexts
+            .read(ReadContext { tenant, session, before: turn, lease_token, user: None, tokens })
+            .await
     }
 
     /// The same for a turn that would come next; `None` if there is no such session.
@@ -106,23 +168,8 @@ impl Store {
         session: SessionId,
         tokens: i64,
     ) -> Result<Option<Material>> {
-        let row = self.material(caller.tenant, session, i64::MAX, tokens).of(caller);
-        Ok(row.optional().await?.map(Row::into_material).transpose()?)
-    }
-
-    fn material(&self, tenant: TenantId, session: SessionId, before: i64, tokens: i64) -> Statement<'_> {
-        self.db
-            .read_each(
-                tenant,
-                context_sql!("json_array", "json_group_array"),
-                context_sql!("json_build_array", "json_agg"),
-            )
-            .bind(session)
-            .bind(tenant)
-            .bind(before)
-            .bind(tokens)
-            .bind(MAX_TURNS)
-            .bind(i64::try_from(MAX_FACTS).unwrap_or(i64::MAX))
+        let (tenant, user, before) = (caller.tenant, caller.user.clone(), i64::MAX);
+        self.contexts.read(ReadContext { tenant, session, before, lease_token: None, user, tokens }).await
     }
 
     /// Of these turns, those that were completed, in no order.

@@ -14,6 +14,7 @@ use std::{
 use sqlx::{
     Arguments, AssertSqlSafe, Database, Encode, Executor, FromRow, IntoArguments, Pool, Postgres, SqlSafeStr,
     SqlStr, Sqlite, Type,
+    error::BoxDynError,
     pool::PoolConnection,
     postgres::{PgArguments, PgRow},
     sqlite::{SqliteArguments, SqliteRow},
@@ -24,6 +25,7 @@ use crate::domain::{
     caller::{Caller, TenantId},
     clock::{Clock, SystemClock, Timestamp},
     ids::SessionId,
+    session::TtlSeconds,
 };
 
 pub type Result<T, E = sqlx::Error> = std::result::Result<T, E>;
@@ -237,6 +239,88 @@ impl Tx {
     }
 }
 
+/// What both databases keep as an integer.
+pub trait Integer {
+    fn integer(self) -> Option<i64>;
+}
+
+macro_rules! integer {
+    ($($type:ty: |$value:ident| $integer:expr;)*) => {
+        $(impl Integer for $type {
+            fn integer(self) -> Option<i64> {
+                let $value = self;
+                Some($integer)
+            }
+        })*
+    };
+}
+integer! {
+    i64: |value| value;
+    bool: |value| value.into();
+    SessionId: |value| value.number();
+    TenantId: |value| value.number();
+    Timestamp: |value| value.as_millis();
+    TtlSeconds: |value| value.seconds();
+}
+
+impl<T: Integer> Integer for Option<T> {
+    fn integer(self) -> Option<i64> {
+        self.and_then(T::integer)
+    }
+}
+
+/// One column of the rows that go into a statement together; see [`Statement::push_rows`].
+pub enum Column<'a> {
+    Integers(Vec<Option<i64>>),
+    Texts(Vec<Option<&'a str>>),
+}
+
+impl<'a> Column<'a> {
+    pub fn integers<T, V: Integer>(rows: &[T], value: impl Fn(&T) -> V) -> Self {
+        Self::Integers(rows.iter().map(|row| value(row).integer()).collect())
+    }
+
+    pub fn texts<T, V: Into<Option<&'a str>>>(rows: &'a [T], value: impl Fn(&'a T) -> V) -> Self {
+        Self::Texts(rows.iter().map(|row| value(row).into()).collect())
+    }
+
+    /// Postgres' name for the type of its values.
+    fn of(&self) -> &'static str {
+        match self {
+            Self::Integers(_) => "bigint",
+            Self::Texts(_) => "text",
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Integers(values) => values.len(),
+            Self::Texts(values) => values.len(),
+        }
+    }
+
+    fn cell(&self, row: usize) -> Cell<'a> {
+        match self {
+            Self::Integers(values) => Cell::Integer(values[row]),
+            Self::Texts(values) => Cell::Text(values[row]),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Cell<'a> {
+    Integer(Option<i64>),
+    Text(Option<&'a str>),
+}
+
+/// An array of its values for each row.
+fn rows_as_json(columns: &[Column<'_>]) -> serde_json::Result<String> {
+    let rows = columns.first().map_or(0, Column::len);
+    let row = |row| columns.iter().map(|column| column.cell(row)).collect::<Vec<_>>();
+    serde_json::to_string(&(0..rows).map(row).collect::<Vec<_>>())
+}
+
 enum On<'c> {
     Pool(&'c dyn Driver, Reach),
     Tx(&'c mut dyn TxDriver),
@@ -254,9 +338,14 @@ pub struct Statement<'c> {
 impl<'c> Statement<'c> {
     /// Binds the next placeholder.
     pub fn bind(mut self, value: impl Value) -> Self {
-        if let Err(error) = self.args.add(value) {
-            self.error.get_or_insert(sqlx::Error::Encode(error));
+        match self.args.add(value) {
+            Ok(()) => self,
+            Err(error) => self.failed(error),
         }
+    }
+
+    fn failed(mut self, error: BoxDynError) -> Self {
+        self.error.get_or_insert(sqlx::Error::Encode(error));
         self
     }
 
@@ -284,6 +373,38 @@ impl<'c> Statement<'c> {
         match value {
             Some(value) => self.push(text).push_bind(value),
             None => self,
+        }
+    }
+
+    /// Appends rows to select from, named `rows`: JSON on SQLite, an array for each column on Postgres.
+    pub fn push_rows<const N: usize>(mut self, columns: [(&'static str, Column<'_>); N]) -> Self {
+        let first = self.args.len() + 1;
+        let names = columns.each_ref().map(|(name, _)| *name);
+        match self.args {
+            Args::Sqlite(_) => {
+                let name = |(i, name)| format!("value ->> {i} AS {name}");
+                let names: Vec<_> = names.into_iter().enumerate().map(name).collect();
+                let rows = format!("(SELECT {} FROM jsonb_each(${first})) AS rows", names.join(", "));
+                self.text.to_mut().push_str(&rows);
+                match rows_as_json(&columns.map(|(_, column)| column)) {
+                    Ok(rows) => self.bind(rows),
+                    Err(error) => self.failed(error.into()),
+                }
+            }
+            Args::Postgres(_) => {
+                let types: Vec<_> = (first..)
+                    .zip(&columns)
+                    .map(|(i, (_, column))| format!("${i}::{}[]", column.of()))
+                    .collect();
+                let rows = format!("unnest({}) AS rows ({})", types.join(", "), names.join(", "));
+                self.text.to_mut().push_str(&rows);
+                columns.into_iter().fold(self, |mut statement, (_, column)| {
+                    match statement.args.add_column(column) {
+                        Ok(()) => statement,
+                        Err(error) => statement.failed(error),
+                    }
+                })
+            }
         }
     }
 
@@ -363,10 +484,19 @@ impl Args {
         }
     }
 
-    fn add(&mut self, value: impl Value) -> std::result::Result<(), sqlx::error::BoxDynError> {
+    fn add(&mut self, value: impl Value) -> Result<(), BoxDynError> {
         match self {
             Self::Sqlite(args) => args.add(value),
             Self::Postgres(args) => args.add(value),
+        }
+    }
+
+    /// Adds an array; SQLite has none.
+    fn add_column(&mut self, column: Column<'_>) -> Result<(), BoxDynError> {
+        match (self, column) {
+            (Self::Postgres(args), Column::Integers(values)) => args.add(values),
+            (Self::Postgres(args), Column::Texts(values)) => args.add(values),
+            (Self::Sqlite(_), _) => Err("SQLite takes rows as JSON".into()),
         }
     }
 

@@ -14,6 +14,7 @@ mod keys;
 mod memory;
 mod migrate;
 mod rates;
+mod reader;
 mod row_security;
 mod search;
 mod sessions;
@@ -46,7 +47,10 @@ use std::sync::Arc;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 
 use crate::domain::{caller::TenantId, ids::SessionId};
+use context::ReadContext;
 use db::{Db, Reach};
+use reader::Reader;
+use sessions::ReadSession;
 use writer::Writer;
 
 /// Everything ATLUS keeps. Cheap to clone.
@@ -54,6 +58,8 @@ use writer::Writer;
 pub struct Store {
     db: Db,
     writer: Writer,
+    sessions: Reader<ReadSession>,
+    contexts: Reader<ReadContext>,
     kind: Kind,
     /// Where to listen for what other instances tell; Postgres only.
     news: Option<Arc<PgConnectOptions>>,

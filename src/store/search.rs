@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use super::{
     Kind, Result, Store,
-    db::{Reach, Statement, Tx},
+    db::{Column, Reach, Statement, Tx},
 };
 use crate::domain::{
     caller::TenantId,
@@ -113,30 +113,59 @@ impl Entry {
     }
 }
 
-/// Writes the entries of one session's turns, which follow each other.
-pub(super) async fn index(
-    tx: &mut Tx,
-    (tenant, user, session): (TenantId, &UserId, SessionId),
-    entries: &[Entry],
-) -> Result<()> {
-    let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
-    let scopes = [Scope::Tenant, Scope::User(user.clone()), Scope::Session(session)];
-    let scopes = scopes.map(|scope| scope.term(tenant)).join(" ");
-    for entry in entries {
-        tx.sql_each(
-            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) VALUES ($1, $2, $3, $4, $5)",
-            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
-             VALUES ($1, $2, $3, $4, array_to_tsvector(string_to_array($5, ' ')))",
-        )
-        .bind(session)
-        .bind(tenant)
-        .bind(entry.turn)
-        .bind(entry.created_at)
-        .bind(format!("{scopes} {}", entry.terms).trim_end().to_owned())
-        .run()
-        .await?;
+/// Whose an entry is.
+pub(super) struct Placed<'a> {
+    pub tenant: TenantId,
+    pub user: &'a UserId,
+    pub session: SessionId,
+    pub entry: &'a Entry,
+}
+
+impl Placed<'_> {
+    /// Its terms and the scopes it can be found in, with spaces between.
+    fn terms(&self) -> String {
+        let scopes = [Scope::Tenant, Scope::User(self.user.clone()), Scope::Session(self.session)];
+        let scopes = scopes.map(|scope| scope.term(self.tenant)).join(" ");
+        format!("{scopes} {}", self.entry.terms).trim_end().to_owned()
     }
-    index_terms(tx, (tenant, session), (first.turn, last.turn)).await
+}
+
+/// Writes entries, each of another turn.
+pub(super) async fn index(tx: &mut Tx, entries: &[Placed<'_>]) -> Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let terms: Vec<_> = entries.iter().map(Placed::terms).collect();
+    let turn = || {
+        [
+            ("session", Column::integers(entries, |placed| placed.session)),
+            ("tenant", Column::integers(entries, |placed| placed.tenant)),
+            ("number", Column::integers(entries, |placed| placed.entry.turn)),
+        ]
+    };
+    let [session, tenant, number] = turn();
+    let created_at = ("created_at", Column::integers(entries, |placed| placed.entry.created_at));
+    let terms = ("terms", Column::texts(&terms, |terms| terms.as_str()));
+    tx.sql(
+        "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
+         SELECT session, tenant, number, created_at, ",
+    )
+    .push_each("terms", "array_to_tsvector(string_to_array(terms, ' '))")
+    .push(" FROM ")
+    .push_rows([session, tenant, number, created_at, terms])
+    .run()
+    .await?;
+    // Postgres keeps its own index.
+    if tx.kind() == Kind::Sqlite {
+        tx.sql("INSERT INTO search_terms (rowid, terms) SELECT entry_id, terms FROM ")
+            .push_rows(turn())
+            .push(
+                " CROSS JOIN search_entries ON session_id = session AND tenant_id = tenant AND turn = number",
+            )
+            .run()
+            .await?;
+    }
+    Ok(())
 }
 
 /// Puts the entries of a range of turns into SQLite's index; Postgres keeps its own.
@@ -262,7 +291,7 @@ impl Store {
             old.last().map(|(session, tenant, turn, ..)| OldTurn(session.number(), tenant.number(), *turn));
         for (session, tenant, turn, created_at, user, message, response) in old {
             let entry = Entry::new(turn, created_at, [&message, &response]);
-            index(&mut tx, (tenant, &user, session), &[entry]).await?;
+            index(&mut tx, &[Placed { tenant, user: &user, session, entry: &entry }]).await?;
         }
         if last.is_none() {
             tx.sql("UPDATE schema_info SET search_version = $1").bind(search::VERSION).run().await?;

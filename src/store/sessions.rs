@@ -3,10 +3,11 @@
 use serde_json::{Map, Value};
 
 use super::{
-    Result, Store,
-    db::{Reach, Tx},
+    Kind, Result, Store,
+    db::{Column, Db, Reach, Tx},
     idempotency::Claim,
-    writer::Write,
+    reader::{Read, placed},
+    writer::{Write, apply_one},
 };
 use crate::domain::{
     caller::{Caller, TenantId},
@@ -17,9 +18,13 @@ use crate::domain::{
 };
 
 /// Columns are named: a cached `SELECT *` breaks when a migration adds one under a running server.
-pub(super) const SESSIONS: &str = "SELECT session_id, user_id, title, metadata, system_prompt, temporary, ttl_seconds, \
-     created_at, last_activity, expires_at, ended_at, completed_turns, forked_from_session, forked_from_turn \
-     FROM sessions";
+macro_rules! columns {
+    () => {
+        "session_id, user_id, title, metadata, system_prompt, temporary, ttl_seconds, created_at, last_activity, \
+         expires_at, ended_at, completed_turns, forked_from_session, forked_from_turn FROM "
+    };
+}
+pub(super) const SESSIONS: &str = concat!("SELECT ", columns!(), "sessions");
 
 /// Narrows to sessions whose metadata has every key of `$3`, a JSON object, with an equal value.
 ///
@@ -123,9 +128,7 @@ impl Store {
     }
 
     pub async fn session(&self, caller: &Caller, id: SessionId) -> Result<Option<Session>> {
-        let rows = self.db.read(caller, SESSIONS).push(" WHERE session_id = $1 AND tenant_id = $2");
-        let rows = rows.bind(id).bind(caller.tenant).push_some(" AND user_id = ", caller.user.as_ref());
-        Ok(rows.optional().await?)
+        self.sessions.read(ReadSession { caller: caller.clone(), id }).await
     }
 
     /// Whether a session's working memory, profile and summary have their place.
@@ -262,6 +265,31 @@ impl Store {
     }
 }
 
+/// Reads a session, if it is its caller's.
+pub(super) struct ReadSession {
+    caller: Caller,
+    id: SessionId,
+}
+
+impl Read for ReadSession {
+    type Answer = Option<Session>;
+
+    async fn read_all(reads: &[&Self], db: &Db) -> sqlx::Result<Vec<Option<Session>>> {
+        let reach = Reach::Tenants(reads.iter().map(|read| read.caller.tenant).collect());
+        let places: Vec<i64> = (0..).zip(reads).map(|(place, _)| place).collect();
+        let found = db.read(reach, concat!("SELECT place, ", columns!())).push_rows([
+            ("place", Column::integers(&places, |place| *place)),
+            ("id", Column::integers(reads, |read| read.id)),
+            ("tenant", Column::integers(reads, |read| read.caller.tenant)),
+            ("caller", Column::texts(reads, |read| read.caller.user.as_ref().map(UserId::as_str))),
+        ]);
+        let found = found.push(
+            " JOIN sessions ON session_id = id AND tenant_id = tenant AND (caller IS NULL OR user_id = caller)",
+        );
+        placed(found, reads.len()).await
+    }
+}
+
 /// Since before when sessions must have been inactive to be removed.
 #[derive(Clone, Copy, Debug)]
 pub struct Cutoffs {
@@ -295,40 +323,74 @@ impl Write for InsertSession {
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<()> {
-        let session = &self.session;
+        apply_one(self, tx).await
+    }
+
+    async fn apply_all(inserts: &[&Self], tx: &mut Tx) -> Result<Vec<()>> {
+        let metadata: Vec<_> = inserts.iter().map(|insert| insert.session.metadata.to_text()).collect();
         tx.sql(
             "INSERT INTO sessions (session_id, tenant_id, user_id, title, metadata, system_prompt, temporary, \
                  ttl_seconds, created_at, last_activity, expires_at, ended_at, forked_from_session, forked_from_turn, \
                  completed_turns, last_turn) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+             SELECT session_id, tenant_id, user_id, title, metadata, system_prompt, temporary <> 0, ttl_seconds, \
+                 created_at, last_activity, expires_at, ended_at, forked_from_session, forked_from_turn, \
+                 completed_turns, last_turn FROM ",
         )
-        .bind(session.id)
-        .bind(self.tenant)
-        .bind(&session.user_id)
-        .bind(session.title.clone())
-        .bind(session.metadata.to_text())
-        .bind(session.system_prompt.clone())
-        .bind(session.temporary)
-        .bind(session.ttl_seconds)
-        .bind(session.created_at)
-        .bind(session.last_activity)
-        .bind(session.expires_at)
-        .bind(session.ended_at)
-        .bind(session.forked_from_session)
-        .bind(session.forked_from_turn)
-        .bind(session.completed_turns)
-        .bind(self.last_turn)
+        .push_rows([
+            ("session_id", Column::integers(inserts, |insert| insert.session.id)),
+            ("tenant_id", Column::integers(inserts, |insert| insert.tenant)),
+            ("user_id", Column::texts(inserts, |insert| insert.session.user_id.as_str())),
+            ("title", Column::texts(inserts, |insert| insert.session.title.as_ref().map(Title::as_str))),
+            ("metadata", Column::texts(&metadata, |metadata| metadata.as_str())),
+            (
+                "system_prompt",
+                Column::texts(inserts, |insert| insert.session.system_prompt.as_ref().map(SystemPrompt::as_str)),
+            ),
+            ("temporary", Column::integers(inserts, |insert| insert.session.temporary)),
+            ("ttl_seconds", Column::integers(inserts, |insert| insert.session.ttl_seconds)),
+            ("created_at", Column::integers(inserts, |insert| insert.session.created_at)),
+            ("last_activity", Column::integers(inserts, |insert| insert.session.last_activity)),
+            ("expires_at", Column::integers(inserts, |insert| insert.session.expires_at)),
+            ("ended_at", Column::integers(inserts, |insert| insert.session.ended_at)),
+            ("forked_from_session", Column::integers(inserts, |insert| insert.session.forked_from_session)),
+            ("forked_from_turn", Column::integers(inserts, |insert| insert.session.forked_from_turn)),
+            ("completed_turns", Column::integers(inserts, |insert| insert.session.completed_turns)),
+            ("last_turn", Column::integers(inserts, |insert| insert.last_turn)),
+        ])
         .run()
         .await?;
-        tx.sql("INSERT INTO session_memory (session_id, tenant_id, updated_at) VALUES ($1, $2, $3)")
-            .bind(session.id)
-            .bind(self.tenant)
-            .bind(session.created_at)
+        tx.sql("INSERT INTO session_memory (session_id, tenant_id, updated_at) SELECT session_id, tenant_id, at FROM ")
+            .push_rows([
+                ("session_id", Column::integers(inserts, |insert| insert.session.id)),
+                ("tenant_id", Column::integers(inserts, |insert| insert.tenant)),
+                ("at", Column::integers(inserts, |insert| insert.session.created_at)),
+            ])
             .run()
             .await?;
-        if let Some((claim, answer)) = &self.remember {
-            claim.remember(tx, Some((session.id, None)), 201, answer).await?;
+        for insert in inserts {
+            if let Some((claim, answer)) = &insert.remember {
+                claim.remember(tx, Some((insert.session.id, None)), 201, answer).await?;
+            }
         }
-        Ok(())
+        Ok(vec![(); inserts.len()])
     }
+}
+
+/// Locks the rows of sessions in one order, as long as the transaction lasts. On SQLite it holds the only lock anyway.
+pub(super) async fn lock(tx: &mut Tx, places: &[(TenantId, i64)]) -> Result<()> {
+    if tx.kind() == Kind::Sqlite {
+        return Ok(());
+    }
+    let locked = tx
+        .sql("SELECT s.session_id FROM ")
+        .push_rows([
+            ("tenant_id", Column::integers(places, |(tenant, _)| *tenant)),
+            ("session_id", Column::integers(places, |(_, session)| *session)),
+        ])
+        .push(
+            " JOIN sessions s ON s.session_id = rows.session_id AND s.tenant_id = rows.tenant_id \
+             ORDER BY s.tenant_id, s.session_id FOR NO KEY UPDATE OF s",
+        );
+    locked.run().await?;
+    Ok(())
 }

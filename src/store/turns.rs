@@ -3,16 +3,20 @@
 //! Every write to a turn updates its session's row first, which is the lock. `sessions.running_turn` lets that
 //! one statement tell whether the session is free; the unique index `turns_running` makes it certain.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Account, Error, Result, Store,
-    db::{Reach, Statement, Tx},
+    db::{Column, Reach, Statement, Tx},
     idempotency::Claim,
     memory,
-    search::{self, Entry},
+    search::{self, Entry, Placed},
     sessions::InsertSession,
-    writer::Write,
+    writer::{Write, apply_one},
 };
 use crate::domain::{
     caller::{Caller, TenantId},
@@ -333,43 +337,44 @@ impl Write for Admit {
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Self::Answer> {
-        let admission = &self.admission;
-        if let Destination::New(session) = &admission.session {
-            let session = (**session).clone();
-            let insert = InsertSession { tenant: self.caller.tenant, session, last_turn: 0, remember: None };
-            insert.apply(tx).await?;
+        apply_one(self, tx).await
+    }
+
+    async fn apply_all(admits: &[&Self], tx: &mut Tx) -> Result<Vec<Self::Answer>> {
+        let inserts: Vec<InsertSession> = admits.iter().filter_map(|admit| admit.new_session()).collect();
+        if !inserts.is_empty() {
+            InsertSession::apply_all(&inserts.iter().collect::<Vec<_>>(), tx).await?;
         }
         let clock = tx.clock().await?;
-        if self.is_over_budget(tx).await? {
-            // What is wrong with the session comes first; and a turn that was admitted before is one.
-            return Ok(match self.why_not(tx).await? {
-                Err(NotAdmitted::Busy { .. }) => Err(NotAdmitted::OverBudget),
-                outcome => outcome,
-            });
-        }
-        if let Some(numbered) = self.number(tx, clock).await? {
-            return self.begin(tx, clock, numbered, None).await.map(Ok);
-        }
-        match self.why_not(tx).await? {
-            Err(NotAdmitted::Busy { turn }) if admission.interrupt => {
-                let (session, caller) = (self.session_id(), self.caller.clone());
-                let cancel = Cancel { caller, session, turn, now: admission.now };
-                let cancelled = cancel.apply(tx).await?;
-                match self.number(tx, clock).await? {
-                    Some(numbered) => {
-                        let interrupted = (cancelled == Cancelled::Done).then_some(turn);
-                        self.begin(tx, clock, numbered, interrupted).await.map(Ok)
-                    }
-                    None => Ok(Err(NotAdmitted::Busy { turn })),
-                }
+        let mut open = Vec::with_capacity(admits.len());
+        let mut answers = HashMap::with_capacity(admits.len());
+        for admit in admits {
+            if admit.is_over_budget(tx).await? {
+                answers.insert(admit.place(), admit.over_budget(tx).await?);
+            } else {
+                open.push(*admit);
             }
-            Err(busy @ NotAdmitted::Busy { .. }) if admission.wait => {
-                self.keep_place(tx, clock).await?;
-                Ok(Err(busy))
-            }
-            outcome => Ok(outcome),
         }
+        let begun = Self::begin(&open, tx, clock).await?;
+        for (admit, begun) in open.into_iter().zip(begun) {
+            let answer = match begun {
+                Some(admitted) => Ok(admitted),
+                None => admit.not_begun(tx, clock).await?,
+            };
+            answers.insert(admit.place(), answer);
+        }
+        Ok(admits.iter().filter_map(|admit| answers.remove(&admit.place())).collect())
     }
+}
+
+/// A number that a session has given.
+#[derive(sqlx::FromRow)]
+struct Numbered {
+    session_id: SessionId,
+    tenant_id: TenantId,
+    last_turn: i64,
+    temporary: bool,
+    user_id: UserId,
 }
 
 impl Admit {
@@ -377,6 +382,16 @@ impl Admit {
         match &self.admission.session {
             Destination::Existing { id, .. } => *id,
             Destination::New(session) => session.id,
+        }
+    }
+
+    fn new_session(&self) -> Option<InsertSession> {
+        match &self.admission.session {
+            Destination::Existing { .. } => None,
+            Destination::New(session) => {
+                let (tenant, session) = (self.caller.tenant, (**session).clone());
+                Some(InsertSession { tenant, session, last_turn: 0, remember: None })
+            }
         }
     }
 
@@ -401,64 +416,138 @@ impl Admit {
         Ok(self.account(user).used(tx).await? >= budget)
     }
 
+    /// What is wrong with the session comes first; and a turn that was admitted before is one.
+    async fn over_budget(&self, tx: &mut Tx) -> Result<Result<Admitted, NotAdmitted>> {
+        Ok(match self.why_not(tx).await? {
+            Err(NotAdmitted::Busy { .. }) => Err(NotAdmitted::OverBudget),
+            outcome => outcome,
+        })
+    }
+
     fn account(&self, user: UserId) -> Account {
         let Admission { now, lease_token, .. } = self.admission;
         Account { tenant: self.caller.tenant, user, at: now, work: lease_token }
     }
 
-    /// Takes the session's next number if the session is active, free, and kept for nobody else: the number, whether
-    /// the session is temporary, and whose it is. An interrupting message waits for nobody.
-    async fn number(&self, tx: &mut Tx, clock: Timestamp) -> Result<Option<(i64, bool, UserId)>> {
+    /// Keeps messages to different sessions as running turns, where the session is active, free, and kept for nobody
+    /// else; an interrupting message waits for nobody.
+    async fn begin(admits: &[&Self], tx: &mut Tx, clock: Timestamp) -> Result<Vec<Option<Admitted>>> {
         // Activity never moves backwards, though servers' clocks may differ.
-        let take = tx.sql(
-            "UPDATE sessions SET last_turn = last_turn + 1, running_turn = last_turn + 1, \
-                 last_activity = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END, \
-                 expires_at = CASE WHEN last_activity > $3 THEN last_activity ELSE $3 END + ttl_seconds * 1000, \
-                 waiting_token = CASE WHEN waiting_token = $4 THEN NULL ELSE waiting_token END \
-             WHERE session_id = $1 AND tenant_id = $2 AND running_turn IS NULL AND ended_at IS NULL \
-                 AND (expires_at IS NULL OR expires_at > $3) \
-                 AND (waiting_token IS NULL OR waiting_token = $4 OR waiting_until < $5 OR $6)",
-        );
-        let take = take.bind(self.session_id()).bind(self.caller.tenant).bind(self.admission.now);
-        let take = take.bind(self.admission.lease_token).bind(clock).bind(self.admission.interrupt);
-        let take = take.push_some(" AND user_id = ", self.user()).of(&self.caller);
-        Ok(take.push(" RETURNING last_turn, temporary, user_id").optional().await?)
+        let numbered: Vec<Numbered> = tx
+            .sql(
+                "UPDATE sessions SET last_turn = last_turn + 1, running_turn = last_turn + 1, \
+                     last_activity = CASE WHEN last_activity > now THEN last_activity ELSE now END, \
+                     expires_at = CASE WHEN last_activity > now THEN last_activity ELSE now END + ttl_seconds * 1000, \
+                     waiting_token = CASE WHEN waiting_token = token THEN NULL ELSE waiting_token END FROM ",
+            )
+            .push_rows([
+                ("id", Column::integers(admits, |admit| admit.session_id())),
+                ("tenant", Column::integers(admits, |admit| admit.caller.tenant)),
+                ("now", Column::integers(admits, |admit| admit.admission.now)),
+                ("token", Column::integers(admits, |admit| admit.admission.lease_token)),
+                ("interrupt", Column::integers(admits, |admit| admit.admission.interrupt)),
+                ("owner", Column::texts(admits, |admit| admit.user().map(UserId::as_str))),
+                ("caller", Column::texts(admits, |admit| admit.caller.user.as_ref().map(UserId::as_str))),
+            ])
+            .push(
+                " WHERE session_id = id AND tenant_id = tenant AND running_turn IS NULL AND ended_at IS NULL \
+                     AND (expires_at IS NULL OR expires_at > now) \
+                     AND (waiting_token IS NULL OR waiting_token = token OR interrupt <> 0 OR waiting_until < ",
+            )
+            .push_bind(clock)
+            .push(
+                ") AND (owner IS NULL OR user_id = owner) AND (caller IS NULL OR user_id = caller) \
+                 RETURNING session_id, tenant_id, last_turn, temporary, user_id",
+            )
+            .all()
+            .await?;
+        let place = |numbered: Numbered| ((numbered.tenant_id, numbered.session_id.number()), numbered);
+        let mut numbered: HashMap<_, _> = numbered.into_iter().map(place).collect();
+        let numbered: Vec<_> = admits.iter().map(|admit| numbered.remove(&admit.place())).collect();
+        let turns: Vec<_> = admits
+            .iter()
+            .zip(&numbered)
+            .filter_map(|(admit, numbered)| numbered.as_ref().map(|numbered| (*admit, numbered.last_turn)))
+            .collect();
+        Self::insert(&turns, tx, clock).await?;
+        let begun = admits.iter().zip(numbered).map(|(admit, numbered)| {
+            numbered.map(|Numbered { last_turn: turn, temporary, user_id: user, .. }| Admitted {
+                turn,
+                temporary,
+                user,
+                created_at: admit.admission.now,
+                interrupted: None,
+            })
+        });
+        let begun: Vec<_> = begun.collect();
+        for (admit, admitted) in admits.iter().zip(&begun) {
+            if let Some(admitted) = admitted {
+                admit.account_for(tx, clock, admitted).await?;
+            }
+        }
+        Ok(begun)
     }
 
-    /// Keeps the message as a running turn.
-    async fn begin(
-        &self,
-        tx: &mut Tx,
-        clock: Timestamp,
-        (turn, temporary, user): (i64, bool, UserId),
-        interrupted: Option<i64>,
-    ) -> Result<Admitted> {
-        let (id, admission) = (self.session_id(), &self.admission);
+    /// Writes messages with the numbers that their sessions gave them.
+    async fn insert(turns: &[(&Self, i64)], tx: &mut Tx, clock: Timestamp) -> Result<()> {
+        if turns.is_empty() {
+            return Ok(());
+        }
+        let metadata: Vec<_> = turns.iter().map(|(admit, _)| admit.admission.metadata.to_text()).collect();
         tx.sql(
             "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, metadata, \
                  request_id, created_at, lease_token, lease_expires_at) \
-             VALUES ($1, $2, $3, 'running', $4, $5, $6, $7, $8, $9, $10)",
+             SELECT session_id, tenant_id, turn, 'running', message, message_tokens, metadata, request_id, created_at, \
+                 lease_token, lease_expires_at FROM ",
         )
-        .bind(id)
-        .bind(self.caller.tenant)
-        .bind(turn)
-        .bind(admission.message.as_str())
-        .bind(admission.message_tokens)
-        .bind(admission.metadata.to_text())
-        .bind(&admission.request_id)
-        .bind(admission.now)
-        .bind(admission.lease_token)
-        .bind(clock + admission.lease)
+        .push_rows([
+            ("session_id", Column::integers(turns, |(admit, _)| admit.session_id())),
+            ("tenant_id", Column::integers(turns, |(admit, _)| admit.caller.tenant)),
+            ("turn", Column::integers(turns, |(_, turn)| *turn)),
+            ("message", Column::texts(turns, |(admit, _)| admit.admission.message.as_str())),
+            ("message_tokens", Column::integers(turns, |(admit, _)| admit.admission.message_tokens)),
+            ("metadata", Column::texts(&metadata, |metadata| metadata.as_str())),
+            ("request_id", Column::texts(turns, |(admit, _)| admit.admission.request_id.as_str())),
+            ("created_at", Column::integers(turns, |(admit, _)| admit.admission.now)),
+            ("lease_token", Column::integers(turns, |(admit, _)| admit.admission.lease_token)),
+            ("lease_expires_at", Column::integers(turns, |(admit, _)| clock + admit.admission.lease)),
+        ])
         .run()
         .await?;
+        Ok(())
+    }
+
+    /// Takes a message's tokens off the budget, where there is one, and tells its key of the turn.
+    async fn account_for(&self, tx: &mut Tx, clock: Timestamp, admitted: &Admitted) -> Result<()> {
+        let admission = &self.admission;
         if admission.budget.is_some() {
             // At least; the rest is known once the model has answered.
-            self.account(user.clone()).charge(tx, admission.message_tokens).await?;
+            self.account(admitted.user.clone()).charge(tx, admission.message_tokens).await?;
         }
         if let Some(claim) = &admission.claim {
-            claim.link(tx, (id, turn), clock + admission.lease).await?;
+            claim.link(tx, (self.session_id(), admitted.turn), clock + admission.lease).await?;
         }
-        Ok(Admitted { turn, temporary, user, created_at: admission.now, interrupted })
+        Ok(())
+    }
+
+    /// What becomes of a message that its session has no number for.
+    async fn not_begun(&self, tx: &mut Tx, clock: Timestamp) -> Result<Result<Admitted, NotAdmitted>> {
+        let admission = &self.admission;
+        match self.why_not(tx).await? {
+            Err(busy @ NotAdmitted::Busy { turn }) if admission.interrupt => {
+                let (session, caller) = (self.session_id(), self.caller.clone());
+                let cancel = Cancel { caller, session, turn, now: admission.now };
+                let cancelled = cancel.apply(tx).await?;
+                let interrupted = (cancelled == Cancelled::Done).then_some(turn);
+                let begun = Self::begin(&[self], tx, clock).await?.pop().flatten();
+                Ok(begun.map(|admitted| Admitted { interrupted, ..admitted }).ok_or(busy))
+            }
+            Err(busy @ NotAdmitted::Busy { .. }) if admission.wait => {
+                self.keep_place(tx, clock).await?;
+                Ok(Err(busy))
+            }
+            outcome => Ok(outcome),
+        }
     }
 
     /// Tells why a session took no turn, or finds the turn that this very admission has made before.
@@ -526,48 +615,115 @@ impl Write for End {
     }
 
     async fn apply(&self, tx: &mut Tx) -> Result<Ended> {
-        let TurnKey { tenant, session, turn, lease_token } = self.key;
-        let completed = i64::from(matches!(self.ending, Ending::Completed(_)));
-        if !free_session(tx, session, tenant, turn, completed).await? {
-            return self.why_not(tx).await;
+        apply_one(self, tx).await
+    }
+
+    async fn apply_all(ends: &[&Self], tx: &mut Tx) -> Result<Vec<Ended>> {
+        let freed: Vec<(SessionId, TenantId)> = tx
+            .sql("UPDATE sessions SET running_turn = NULL, completed_turns = completed_turns + completed FROM ")
+            .push_rows([
+                ("id", Column::integers(ends, |end| end.key.session)),
+                ("tenant", Column::integers(ends, |end| end.key.tenant)),
+                ("turn", Column::integers(ends, |end| end.key.turn)),
+                ("completed", Column::integers(ends, |end| end.completion().is_some())),
+            ])
+            .push(
+                " WHERE session_id = id AND tenant_id = tenant AND running_turn = turn \
+                 RETURNING session_id, tenant_id",
+            )
+            .all()
+            .await?;
+        let freed: HashSet<_> = freed.into_iter().collect();
+        let is_freed = |end: &&&Self| freed.contains(&(end.key.session, end.key.tenant));
+        let stored: Vec<&Self> = ends.iter().filter(is_freed).copied().collect();
+        if !stored.is_empty() {
+            Self::store(&stored, tx).await?;
         }
-        let execution_us = i64::try_from(self.execution.as_micros()).unwrap_or(i64::MAX);
-        let (status, failure, answer) = match &self.ending {
-            Ending::Completed(done) => (TurnStatus::Completed, None, Some(done)),
-            Ending::Failed { code, message } => (TurnStatus::Failed, Some((code, message)), None),
+        let mut answers = Vec::with_capacity(ends.len());
+        for end in ends {
+            answers.push(match is_freed(&end) {
+                true => Ended::Stored,
+                false => end.why_not(tx).await?,
+            });
+        }
+        Ok(answers)
+    }
+}
+
+impl End {
+    fn completion(&self) -> Option<&Completion> {
+        match &self.ending {
+            Ending::Completed(done) => Some(done),
+            Ending::Failed { .. } => None,
+        }
+    }
+
+    fn failure(&self) -> Option<(&str, &str)> {
+        match &self.ending {
+            Ending::Completed(_) => None,
+            Ending::Failed { code, message } => Some((code, message)),
+        }
+    }
+
+    /// Writes the ends of turns that their sessions have been freed from.
+    async fn store(ends: &[&Self], tx: &mut Tx) -> Result<()> {
+        let status = |end: &&Self| match end.ending {
+            Ending::Completed(_) => TurnStatus::Completed,
+            Ending::Failed { .. } => TurnStatus::Failed,
         };
-        let usage = answer.and_then(|done| done.usage);
+        let usage = |end: &&Self| end.completion().and_then(|done| done.usage);
         let ended = tx
             .sql(
-                "UPDATE turns SET status = $5, completed_at = $6, execution_us = $7, response = $8, \
-                     response_tokens = $9, model = $10, prompt_tokens = $11, completion_tokens = $12, \
-                     total_tokens = $13, error_code = $14, error_message = $15 \
-                 WHERE session_id = $1 AND tenant_id = $2 AND turn = $3 AND lease_token = $4 \
+                "UPDATE turns SET status = new_status, completed_at = now, execution_us = execution, response = reply, \
+                     response_tokens = reply_tokens, model = answerer, prompt_tokens = tokens_in, \
+                     completion_tokens = tokens_out, total_tokens = tokens, error_code = code, error_message = reason \
+                 FROM ",
+            )
+            .push_rows([
+                ("id", Column::integers(ends, |end| end.key.session)),
+                ("tenant", Column::integers(ends, |end| end.key.tenant)),
+                ("number", Column::integers(ends, |end| end.key.turn)),
+                ("token", Column::integers(ends, |end| end.key.lease_token)),
+                ("new_status", Column::texts(ends, |end| status(end).as_str())),
+                ("now", Column::integers(ends, |end| end.now)),
+                ("execution", Column::integers(ends, |end| i64::try_from(end.execution.as_micros()).ok())),
+                ("reply", Column::texts(ends, |end| end.completion().map(|done| done.response.as_str()))),
+                ("reply_tokens", Column::integers(ends, |end| end.completion().map_or(0, |done| done.response_tokens))),
+                ("answerer", Column::texts(ends, |end| end.completion().map(|done| done.model.as_str()))),
+                ("tokens_in", Column::integers(ends, |end| usage(end).map(|usage| usage.prompt_tokens))),
+                ("tokens_out", Column::integers(ends, |end| usage(end).map(|usage| usage.completion_tokens))),
+                ("tokens", Column::integers(ends, |end| usage(end).map(|usage| usage.total_tokens))),
+                ("code", Column::texts(ends, |end| end.failure().map(|(code, _)| code))),
+                ("reason", Column::texts(ends, |end| end.failure().map(|(_, message)| message))),
+            ])
+            .push(
+                " WHERE session_id = id AND tenant_id = tenant AND turn = number AND lease_token = token \
                      AND status = 'running'",
             )
-            .bind(session)
-            .bind(tenant)
-            .bind(turn)
-            .bind(lease_token)
-            .bind(status)
-            .bind(self.now)
-            .bind(execution_us)
-            .bind(answer.map(|done| done.response.clone()))
-            .bind(answer.map_or(0, |done| done.response_tokens))
-            .bind(answer.map(|done| done.model.clone()))
-            .bind(usage.map(|usage| usage.prompt_tokens))
-            .bind(usage.map(|usage| usage.completion_tokens))
-            .bind(usage.map(|usage| usage.total_tokens))
-            .bind(failure.map(|(code, _)| code.clone()))
-            .bind(failure.map(|(_, message)| message.clone()))
             .run()
             .await?;
-        // The session said that this turn runs, so a row must have changed; undo the batch otherwise.
-        if ended != 1 {
+        // Their sessions said that these turns run, so their rows must have changed; undo the batch otherwise.
+        if ended != ends.len() as u64 {
             return Err(Error::from(sqlx::Error::RowNotFound));
         }
-        if let (Some(entry), Some(done)) = (&self.entry, answer) {
-            search::index(tx, (tenant, &done.user, session), std::slice::from_ref(entry)).await?;
+        let entries: Vec<_> = ends.iter().filter_map(|end| end.entry()).collect();
+        search::index(tx, &entries).await?;
+        for end in ends {
+            end.settle(tx).await?;
+        }
+        Ok(())
+    }
+
+    /// What the turn is found by, where it was completed.
+    fn entry(&self) -> Option<Placed<'_>> {
+        let (entry, done) = self.entry.as_ref().zip(self.completion())?;
+        Some(Placed { tenant: self.key.tenant, user: &done.user, session: self.key.session, entry })
+    }
+
+    /// Keeps what the turn teaches, costs and answers to, where it does.
+    async fn settle(&self, tx: &mut Tx) -> Result<()> {
+        let TurnKey { tenant, session, turn, lease_token } = self.key;
+        if let Some(done) = self.completion() {
             memory::learn(tx, (tenant, &done.user), (session, turn), done.created_at, &done.learnt).await?;
             if let Some(tokens) = done.charge {
                 let (user, at) = (done.user.clone(), done.created_at);
@@ -580,11 +736,9 @@ impl Write for End {
         if let Some((claim, answer)) = &self.remember {
             claim.remember(tx, Some((session, Some((turn, turn)))), 200, answer).await?;
         }
-        Ok(Ended::Stored)
+        Ok(())
     }
-}
 
-impl End {
     /// Tells why a turn was not running: ended before by this very attempt, failed by another, or deleted.
     async fn why_not(&self, tx: &mut Tx) -> Result<Ended> {
         let TurnKey { tenant, session, turn, lease_token } = self.key;
@@ -612,33 +766,41 @@ impl End {
     }
 }
 
-/// Writes a turn that has ended, made elsewhere.
-pub(super) async fn insert_ended(tx: &mut Tx, tenant: TenantId, turn: &Turn) -> Result<()> {
+/// Writes turns that have ended, made elsewhere.
+pub(super) async fn insert_ended(tx: &mut Tx, tenant: TenantId, turns: &[Turn]) -> Result<()> {
+    if turns.is_empty() {
+        return Ok(());
+    }
+    let metadata: Vec<_> = turns.iter().map(|turn| turn.metadata.to_text()).collect();
     tx.sql(
         "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, response, response_tokens, \
              error_code, error_message, model, prompt_tokens, completion_tokens, total_tokens, execution_us, \
              request_id, metadata, created_at, completed_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+         SELECT session_id, tenant_id, turn, status, message, message_tokens, response, response_tokens, \
+             error_code, error_message, model, prompt_tokens, completion_tokens, total_tokens, execution_us, \
+             request_id, metadata, created_at, completed_at FROM ",
     )
-    .bind(turn.session_id)
-    .bind(tenant)
-    .bind(turn.turn)
-    .bind(turn.status)
-    .bind(turn.message.as_str())
-    .bind(tokens::count(&turn.message))
-    .bind(turn.response.clone())
-    .bind(turn.response.as_deref().map_or(0, tokens::count))
-    .bind(turn.error_code.clone())
-    .bind(turn.error_message.clone())
-    .bind(turn.model.clone())
-    .bind(turn.prompt_tokens)
-    .bind(turn.completion_tokens)
-    .bind(turn.total_tokens)
-    .bind(turn.execution_us)
-    .bind(&turn.request_id)
-    .bind(turn.metadata.to_text())
-    .bind(turn.created_at)
-    .bind(turn.completed_at)
+    .push_rows([
+        ("session_id", Column::integers(turns, |turn| turn.session_id)),
+        ("tenant_id", Column::integers(turns, |_| tenant)),
+        ("turn", Column::integers(turns, |turn| turn.turn)),
+        ("status", Column::texts(turns, |turn| turn.status.as_str())),
+        ("message", Column::texts(turns, |turn| turn.message.as_str())),
+        ("message_tokens", Column::integers(turns, |turn| tokens::count(&turn.message))),
+        ("response", Column::texts(turns, |turn| turn.response.as_deref())),
+        ("response_tokens", Column::integers(turns, |turn| turn.response.as_deref().map_or(0, tokens::count))),
+        ("error_code", Column::texts(turns, |turn| turn.error_code.as_deref())),
+        ("error_message", Column::texts(turns, |turn| turn.error_message.as_deref())),
+        ("model", Column::texts(turns, |turn| turn.model.as_deref())),
+        ("prompt_tokens", Column::integers(turns, |turn| turn.prompt_tokens)),
+        ("completion_tokens", Column::integers(turns, |turn| turn.completion_tokens)),
+        ("total_tokens", Column::integers(turns, |turn| turn.total_tokens)),
+        ("execution_us", Column::integers(turns, |turn| turn.execution_us)),
+        ("request_id", Column::texts(turns, |turn| turn.request_id.as_str())),
+        ("metadata", Column::texts(&metadata, |metadata| metadata.as_str())),
+        ("created_at", Column::integers(turns, |turn| turn.created_at)),
+        ("completed_at", Column::integers(turns, |turn| turn.completed_at)),
+    ])
     .run()
     .await?;
     Ok(())

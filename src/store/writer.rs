@@ -2,9 +2,14 @@
 //!
 //! A commit costs one wait for the disk, whatever it holds. Each lane takes what has come in while the last
 //! batch was committing, applies it in one transaction and answers after the commit: no timer, so a write alone
-//! waits for nobody. Writes to one session keep their order, since a session always uses the same lane.
+//! waits for nobody. Writes to one session keep their order, since a session always uses the same lane; those to
+//! different sessions are applied by few statements, all of a kind together.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    any::{Any, TypeId},
+    pin::Pin,
+    sync::Arc,
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -14,11 +19,10 @@ use tokio::{
 use super::{
     Error, Result,
     db::{Db, Reach, Tx},
+    sessions,
 };
 use crate::{domain::caller::TenantId, telemetry::metrics::METRICS};
 
-/// The most writes in one transaction; more gains little and makes the first wait for the last.
-const MAX_BATCH: usize = 256;
 /// Writes that may wait in a lane before those who bring more have to wait themselves.
 const QUEUE: usize = 1024;
 
@@ -33,6 +37,26 @@ pub(super) trait Write: Send + Sync + 'static {
 
     /// Sends its statements. May be called again after its transaction was undone.
     fn apply<'a>(&'a self, tx: &'a mut Tx) -> impl Future<Output = Result<Self::Answer>> + Send + 'a;
+
+    /// Sends the statements of several writes, each with a place of its own; an answer to each, in their order.
+    fn apply_all<'a>(
+        writes: &'a [&'a Self],
+        tx: &'a mut Tx,
+    ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send + 'a {
+        async move {
+            let mut answers = Vec::with_capacity(writes.len());
+            for write in writes {
+                answers.push(write.apply(tx).await?);
+            }
+            Ok(answers)
+        }
+    }
+}
+
+/// As a write's `apply`, where all is done by `apply_all`.
+pub(super) async fn apply_one<W: Write>(write: &W, tx: &mut Tx) -> Result<W::Answer> {
+    let answer = W::apply_all(&[write], tx).await?.pop();
+    answer.ok_or_else(|| Error::from(sqlx::Error::RowNotFound))
 }
 
 /// Takes writes and answers each once it is durable.
@@ -40,11 +64,12 @@ pub(super) trait Write: Send + Sync + 'static {
 pub(super) struct Writer(Arc<[mpsc::Sender<Box<dyn Item>>]>);
 
 impl Writer {
-    /// Starts `lanes` tasks that write to `db`; they end when the last writer is dropped.
-    pub fn start(db: &Db, lanes: usize) -> Self {
+    /// Starts `lanes` tasks that write to `db`, at most `most` writes in a transaction; they end when the last writer is
+    /// dropped.
+    pub fn start(db: &Db, lanes: usize, most: usize) -> Self {
         let lane = |_| {
             let (sender, receiver) = mpsc::channel(QUEUE);
-            tokio::spawn(work(db.clone(), receiver));
+            tokio::spawn(work(db.clone(), receiver, most));
             sender
         };
         Self((0..lanes.max(1)).map(lane).collect())
@@ -69,11 +94,15 @@ impl Writer {
 }
 
 /// A write of any kind, with whoever waits for it.
-trait Item: Send {
+trait Item: Any + Send {
     fn place(&self) -> (TenantId, i64);
-    fn apply<'a>(&'a mut self, tx: &'a mut Tx) -> BoxFuture<'a, ()>;
+    fn kind(&self) -> TypeId;
+    /// What applies items of this one's kind.
+    fn together(&self) -> Together;
     fn answer(&mut self, outcome: Result<()>);
 }
+
+type Together = for<'a> fn(&'a mut [&mut dyn Item], &'a mut Tx) -> BoxFuture<'a, ()>;
 
 struct Pending<W: Write> {
     write: W,
@@ -86,11 +115,12 @@ impl<W: Write> Item for Pending<W> {
         self.write.place()
     }
 
-    fn apply<'a>(&'a mut self, tx: &'a mut Tx) -> BoxFuture<'a, ()> {
-        Box::pin(async move {
-            self.answer = Some(self.write.apply(tx).await?);
-            Ok(())
-        })
+    fn kind(&self) -> TypeId {
+        TypeId::of::<W>()
+    }
+
+    fn together(&self) -> Together {
+        |items, tx| Box::pin(apply_together::<W>(items, tx))
     }
 
     fn answer(&mut self, outcome: Result<()>) {
@@ -104,12 +134,23 @@ impl<W: Write> Item for Pending<W> {
     }
 }
 
-async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>) {
-    let mut batch = Vec::with_capacity(MAX_BATCH);
-    while queue.recv_many(&mut batch, MAX_BATCH).await > 0 {
+async fn apply_together<W: Write>(items: &mut [&mut dyn Item], tx: &mut Tx) -> Result<()> {
+    let mut items: Vec<&mut Pending<W>> =
+        items.iter_mut().filter_map(|item| (&mut **item as &mut dyn Any).downcast_mut()).collect();
+    let writes: Vec<&W> = items.iter().map(|item| &item.write).collect();
+    let answers = W::apply_all(&writes, tx).await?;
+    for (item, answer) in items.iter_mut().zip(answers) {
+        item.answer = Some(answer);
+    }
+    Ok(())
+}
+
+async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>, most: usize) {
+    let mut batch = Vec::with_capacity(most);
+    while queue.recv_many(&mut batch, most).await > 0 {
         // Rows are locked in one order everywhere, or two instances would wait for each other. Stable, so
         // that writes to one session keep theirs.
-        batch.sort_by_key(|item| item.place().1);
+        batch.sort_by_key(|item| item.place());
         match commit(&db, &mut batch).await {
             // One write was refused by the database and the rest undone with it: each again, by itself.
             Err(error) if error.is_answer() && batch.len() > 1 => {
@@ -130,23 +171,44 @@ async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>) {
     }
 }
 
-/// Applies a batch in one transaction: all of it or nothing.
+/// Applies a batch, sorted by place, in one transaction: all of it or nothing.
 async fn commit(db: &Db, batch: &mut [Box<dyn Item>]) -> Result<()> {
     let (began, writes) = (Instant::now(), batch.len());
-    let tenants = batch.iter().map(|item| item.place().0).collect();
-    let mut tx = db.begin(Reach::Tenants(tenants)).await?;
-    for item in batch {
-        if let Err(error) = item.apply(&mut tx).await {
-            // Else the connection is gone, and dropping the transaction is all that is left.
-            if error.is_answer() {
-                let _ = tx.rollback().await;
-            }
-            return Err(error);
+    let places: Vec<_> = batch.iter().map(|item| item.place()).collect();
+    let mut tx = db.begin(Reach::Tenants(places.iter().map(|(tenant, _)| *tenant).collect())).await?;
+    if let Err(error) = apply(&mut tx, &places, batch).await {
+        // Else the connection is gone, and dropping the transaction is all that is left.
+        if error.is_answer() {
+            let _ = tx.rollback().await;
         }
+        return Err(error);
     }
     tx.commit().await?;
     METRICS.commits.observe(began.elapsed().as_secs_f64());
     #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
     METRICS.batches.observe(writes as f64);
+    Ok(())
+}
+
+/// Applies the first write to each place, those of a kind together, then the second, and so on.
+async fn apply(tx: &mut Tx, places: &[(TenantId, i64)], batch: &mut [Box<dyn Item>]) -> Result<()> {
+    if places.len() > 1 {
+        sessions::lock(tx, places).await?;
+    }
+    let mut rounds: Vec<Vec<&mut dyn Item>> = Vec::new();
+    for writes in batch.chunk_by_mut(|a, b| a.place() == b.place()) {
+        for (round, write) in writes.iter_mut().enumerate() {
+            if rounds.len() == round {
+                rounds.push(Vec::new());
+            }
+            rounds[round].push(&mut **write);
+        }
+    }
+    for mut round in rounds {
+        round.sort_by_key(|write| write.kind());
+        for group in round.chunk_by_mut(|a, b| a.kind() == b.kind()) {
+            group[0].together()(group, tx).await?;
+        }
+    }
     Ok(())
 }

@@ -1,0 +1,107 @@
+//! Reads of the hot path, many to a statement.
+//!
+//! A statement costs a change of threads on SQLite and a round trip on Postgres, whatever it reads. Each lane takes the
+//! reads of its kind that have come in while the last were under way: no timer, so a read alone waits for nobody.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Error, Result,
+    db::{Db, Record, Statement},
+};
+
+/// The most reads in one statement; more make the first wait for the last.
+const MOST: usize = 32;
+/// Reads that may wait in a lane before those who bring more have to wait themselves.
+const QUEUE: usize = 1024;
+/// Lanes of a kind: while one reads, another fills up.
+const LANES: usize = 2;
+
+/// A read that can share its statement with others of its kind.
+pub(super) trait Read: Send + Sync + 'static {
+    type Answer: Send + 'static;
+
+    /// The answers to several reads, in their order.
+    fn read_all<'a>(
+        reads: &'a [&'a Self],
+        db: &'a Db,
+    ) -> impl Future<Output = sqlx::Result<Vec<Self::Answer>>> + Send + 'a;
+}
+
+type Asked<R> = (R, oneshot::Sender<Result<<R as Read>::Answer>>);
+
+/// Takes reads of one kind.
+pub(super) struct Reader<R: Read>(Arc<[mpsc::Sender<Asked<R>>]>);
+
+impl<R: Read> Clone for Reader<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<R: Read> Reader<R> {
+    /// Starts tasks that read from `db`; they end when the last reader is dropped.
+    pub fn start(db: &Db) -> Self {
+        let lane = |_| {
+            let (sender, receiver) = mpsc::channel(QUEUE);
+            tokio::spawn(work(db.clone(), receiver));
+            sender
+        };
+        Self((0..LANES).map(lane).collect())
+    }
+
+    pub async fn read(&self, read: R) -> Result<R::Answer> {
+        let (done, answer) = oneshot::channel();
+        let stopped = || Error::from(sqlx::Error::PoolClosed);
+        // The one that has least to do.
+        let lane = self.0.iter().max_by_key(|lane| lane.capacity()).ok_or_else(stopped)?;
+        lane.send((read, done)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+async fn work<R: Read>(db: Db, mut queue: mpsc::Receiver<Asked<R>>) {
+    let mut batch = Vec::with_capacity(MOST);
+    while queue.recv_many(&mut batch, MOST).await > 0 {
+        // Nobody waits any more for those whose callers have left.
+        batch.retain(|(_, done)| !done.is_closed());
+        let reads: Vec<&R> = batch.iter().map(|(read, _)| read).collect();
+        match R::read_all(&reads, &db).await {
+            Ok(answers) => {
+                for ((_, done), answer) in batch.drain(..).zip(answers) {
+                    drop(done.send(Ok(answer)));
+                }
+            }
+            Err(error) => {
+                let error = Error::from(error);
+                for (_, done) in batch.drain(..) {
+                    drop(done.send(Err(error.clone())));
+                }
+            }
+        }
+    }
+}
+
+/// A row, and which of the reads it answers.
+#[derive(sqlx::FromRow)]
+pub(super) struct Placed<T> {
+    place: i64,
+    #[sqlx(flatten)]
+    row: T,
+}
+
+/// Sends a statement whose rows say in `place` which read they answer; an answer to each of so many reads.
+pub(super) async fn placed<T>(statement: Statement<'_>, reads: usize) -> sqlx::Result<Vec<Option<T>>>
+where
+    Placed<T>: Record,
+{
+    let mut answers: Vec<Option<T>> = (0..reads).map(|_| None).collect();
+    for Placed { place, row } in statement.all::<Placed<T>>().await? {
+        if let Some(answer) = usize::try_from(place).ok().and_then(|place| answers.get_mut(place)) {
+            *answer = Some(row);
+        }
+    }
+    Ok(answers)
+}
