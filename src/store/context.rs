@@ -55,8 +55,8 @@ struct Row {
 }
 
 /// `$1` session, `$2` tenant, `$3` the turn before which, `$4` tokens, `$5` turns, `$6` facts at most.
-/// The window sums tokens from the newest turn back, with 8 for the frames of a turn's two messages; only turns within
-/// the sum have their text read. Mostly the last 128 turns use the tokens up, and no more are looked at.
+/// The window sums tokens from the newest turn back, with 8 for the frames of a turn's two messages, and ends at the first
+/// turn that is too much: no more are looked at, however long the session is. Only turns after it have their text read.
 macro_rules! context_sql {
     ($array:literal, $list:literal) => {
         concat!(
@@ -70,13 +70,11 @@ macro_rules! context_sql {
             "CAST(COALESCE((SELECT ", $list, "(", $array,
             "(t.turn, t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
             "FROM turns t WHERE t.session_id = $1 AND t.tenant_id = $2 AND t.status = 'completed' AND t.turn < $3 ",
-            "AND t.turn >= (SELECT MIN(turn) FROM (SELECT turn, SUM(tokens) OVER (ORDER BY turn DESC) AS total ",
-            "FROM (SELECT turn, message_tokens + response_tokens + 8 AS tokens FROM turns WHERE session_id = $1 ",
-            "AND tenant_id = $2 AND status = 'completed' AND turn < $3 ORDER BY turn DESC LIMIT ",
-            "CASE WHEN (SELECT SUM(tokens) FROM (SELECT message_tokens + response_tokens + 8 AS tokens FROM turns ",
+            "AND t.turn > COALESCE((SELECT turn FROM (SELECT turn, SUM(message_tokens + response_tokens + 8) OVER back ",
+            "AS total, ROW_NUMBER() OVER back AS place FROM (SELECT turn, message_tokens, response_tokens FROM turns ",
             "WHERE session_id = $1 AND tenant_id = $2 AND status = 'completed' AND turn < $3 ",
-            "ORDER BY turn DESC LIMIT 128) few) > $4 THEN 128 ELSE $5 END) newest) sums ",
-            "WHERE total <= $4)), '[]') AS TEXT) AS turns ",
+            "ORDER BY turn DESC LIMIT $5 + 1) newest WINDOW back AS (ORDER BY turn DESC ROWS UNBOUNDED PRECEDING)) sums ",
+            "WHERE total > $4 OR place > $5 LIMIT 1), 0)), '[]') AS TEXT) AS turns ",
             "FROM sessions s JOIN session_memory m ON m.session_id = s.session_id AND m.tenant_id = s.tenant_id ",
             "WHERE s.session_id = $1 AND s.tenant_id = $2"
         )
