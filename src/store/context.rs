@@ -1,6 +1,6 @@
 //! What a model may be shown of a session, read in one round trip as one row.
 
-use super::{Result, Store, TurnKey, db::Statement};
+use super::{Result, Store, TurnKey, db::Statement, decoded};
 use crate::domain::{
     caller::{Caller, TenantId},
     ids::SessionId,
@@ -126,14 +126,17 @@ impl Store {
     /// Of these turns, those that were completed, in no order.
     pub async fn turns_by_number(
         &self,
-        tenant: TenantId,
-        session: SessionId,
+        (tenant, session): (TenantId, SessionId),
         numbers: &[i64],
     ) -> Result<Vec<PastTurn>> {
-        let numbers: serde_json::Value = numbers.into();
-        let rows = self.db.read(tenant, PAST_TURNS).push(" AND turn IN (SELECT ");
-        let rows = rows.push_each("value FROM json_each($3))", "jsonb_array_elements($3::jsonb)::bigint)");
-        Ok(past_turns(rows.bind(session).bind(tenant).bind(numbers.to_string()).all().await?))
+        let turns = self.db.read_each(
+            tenant,
+            "SELECT json_group_array(json_array(turn, message, COALESCE(response, ''), \
+                 message_tokens + response_tokens)) FROM turns ",
+            "SELECT COALESCE(json_agg(json_build_array(turn, message, COALESCE(response, ''), \
+                 message_tokens + response_tokens)), '[]')::text FROM turns ",
+        );
+        decoded(completed(turns, (tenant, session), numbers).one().await?)
     }
 
     /// The completed turns from `first` through `last`, at most `limit` of the first of them.
@@ -152,6 +155,23 @@ impl Store {
 
 const PAST_TURNS: &str = "SELECT turn, message, COALESCE(response, ''), message_tokens + response_tokens FROM turns \
      WHERE session_id = $1 AND tenant_id = $2 AND status = 'completed'";
+
+/// Ends a statement that reads from `turns`: of these turns of a session, those that were completed.
+pub(super) fn completed<'c>(
+    statement: Statement<'c>,
+    (tenant, session): (TenantId, SessionId),
+    turns: &[i64],
+) -> Statement<'c> {
+    let turns: serde_json::Value = turns.into();
+    let statement =
+        statement.push("WHERE session_id = $1 AND tenant_id = $2 AND status = 'completed' AND turn ");
+    let statement = statement.push_each(
+        "IN (SELECT value FROM json_each($3))",
+        // As an array, since a join may read the whole session instead.
+        "= ANY (ARRAY(SELECT jsonb_array_elements($3::jsonb)::bigint))",
+    );
+    statement.bind(session).bind(tenant).bind(turns.to_string())
+}
 
 fn past_turns(rows: Vec<(i64, String, String, i64)>) -> Vec<PastTurn> {
     let past = |(turn, message, response, tokens)| PastTurn { turn, message, response, tokens };
