@@ -4,8 +4,9 @@
     bench/growth.py [--binary target/release/atlus] [--database URL] [--turns 100000] [--rounds 200]
 
 Starts the binary on a new SQLite file, or on the database that is named (which it fills), with the built-in responder,
-so that what is measured is the server and its database. Prints medians in milliseconds and their ratio. Needs Python 3
-and nothing else.
+so that what is measured is the server and its database. A context has room for about half of a short session, and a page
+for half of it: so as much is shown of either, and in both it is looked for older turns that bear on the message. Prints
+medians in milliseconds and their ratio. Needs Python 3 and nothing else.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import subprocess
 import tempfile
 import time
 
-SHORT_SESSIONS, SHORT_TURNS = 20, 100
+SHORT_SESSIONS, SHORT_TURNS = 20, 10
 random.seed(7)
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u") for c in ("ban", "del", "fin", "mor", "tis")]
 
@@ -30,7 +31,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         env = {"ATLUS_LISTEN": f"127.0.0.1:{self.port}", "ATLUS_DATABASE_URL": database, "ATLUS_LOG": "warn", "ATLUS_RATE_LIMIT": "off",
-               "PATH": os.environ["PATH"]}
+               "ATLUS_CONTEXT_TOKENS": "500", "PATH": os.environ["PATH"]}
         self.process = subprocess.Popen([binary], env=env)
         self.connection = http.client.HTTPConnection("127.0.0.1", self.port)
         for _ in range(200):
@@ -70,9 +71,9 @@ def requests(session, turns, cursor):
     question = "+".join(random.choices(WORDS, k=3))
     return {
         "append a turn": ("POST", f"{path}/turns", {"turns": [{"message": text(15), "response": text(25)}]}),
-        "first page": ("GET", f"{path}/turns?limit=20", None),
-        "last page": ("GET", f"{path}/turns?limit=20&direction=desc", None),
-        "page in the middle": ("GET", f"{path}/turns?limit=20&cursor={cursor}", None),
+        "first page": ("GET", f"{path}/turns?limit=5", None),
+        "last page": ("GET", f"{path}/turns?limit=5&direction=desc", None),
+        "page in the middle": ("GET", f"{path}/turns?limit=5&cursor={cursor}", None),
         "one turn": ("GET", f"{path}/turns/{turns // 2}", None),
         "context": ("GET", f"{path}/context", None),
         "context for a message": ("GET", f"{path}/context?message={question}", None),
@@ -106,7 +107,7 @@ def measure(server, options):
     middle = {}
     for session in [long, *short]:
         # A cursor is opaque: it is had by reading a page.
-        page = server.call("GET", f"/sessions/{session}/turns?limit=50")
+        page = server.call("GET", f"/sessions/{session}/turns?limit=5")
         middle[session] = page["next_cursor"]
     times = {}
     for round_ in range(options.rounds):

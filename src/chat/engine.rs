@@ -679,7 +679,7 @@ impl Parts {
         let context = assemble(material, prompt, message, &[], budget);
         let (Some(message), 1..) = (message, context.dropped.recent_turns) else { return context };
         let before = context.first_turn.unwrap_or(i64::MAX);
-        match recall(&self.store, (tenant, session), message, before).await {
+        match recall(&self.store, (tenant, session), message, before, material.all_turns).await {
             Ok(recalled) if !recalled.is_empty() => {
                 assemble(material, prompt, Some(message), &recalled, budget)
             }

@@ -2,7 +2,8 @@
 
 use super::{
     Result, Store, TurnKey,
-    db::{Column, Db, Reach},
+    db::{Column, Db, Reach, Statement},
+    decoded,
     reader::{Read, placed},
 };
 use crate::domain::{
@@ -56,29 +57,8 @@ struct Row {
     turns: String,
 }
 
-/// Completed turns before the one that is asked for, newest first.
-macro_rules! before {
-    () => {
-        "FROM turns WHERE session_id = rows.session AND tenant_id = rows.tenant AND status = 'completed' \
-         AND turn < rows.before ORDER BY turn DESC LIMIT "
-    };
-}
-
-/// The first of the newest turns that fit the tokens, of so many: sums from the newest turn back, with 8 for the frames of
-/// a turn's two messages.
-macro_rules! first_fitting {
-    ($turns:literal) => {
-        concat!(
-            "(SELECT MIN(turn) FROM (SELECT turn, SUM(tokens) OVER (ORDER BY turn DESC) AS total ",
-            "FROM (SELECT turn, message_tokens + response_tokens + 8 AS tokens ",
-            before!(),
-            $turns,
-            ") newest) sums WHERE total <= rows.tokens)"
-        )
-    };
-}
-
-/// Only turns within the sum have their text read. Mostly the last 128 turns use the tokens up, and no more are looked at.
+/// The window sums tokens from the newest turn back, with 8 for the frames of a turn's two messages, and ends at the first
+/// turn that is too much: no more are looked at, however long the session is. Only turns after it have their text read.
 macro_rules! context_sql {
     ($array:literal, $list:literal) => {
         concat!(
@@ -87,9 +67,12 @@ macro_rules! context_sql {
             "CAST(COALESCE((SELECT ", $list, "(", $array,
             "(t.turn, t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
             "FROM turns t WHERE t.session_id = rows.session AND t.tenant_id = rows.tenant AND t.status = 'completed' ",
-            "AND t.turn < rows.before AND t.turn >= CASE WHEN (SELECT SUM(tokens) FROM ",
-            "(SELECT message_tokens + response_tokens + 8 AS tokens ", before!(), "128) few) > rows.tokens ",
-            "THEN ", first_fitting!(128), " ELSE ", first_fitting!(1000), " END), '[]') AS TEXT) AS turns, ",
+            "AND t.turn < rows.before AND t.turn > COALESCE((SELECT turn FROM (SELECT turn, ",
+            "SUM(message_tokens + response_tokens + 8) OVER back AS total, ROW_NUMBER() OVER back AS place FROM ",
+            "(SELECT turn, message_tokens, response_tokens FROM turns WHERE session_id = rows.session ",
+            "AND tenant_id = rows.tenant AND status = 'completed' AND turn < rows.before ORDER BY turn DESC LIMIT 1001) ",
+            "newest WINDOW back AS (ORDER BY turn DESC ROWS UNBOUNDED PRECEDING)) sums ",
+            "WHERE total > rows.tokens OR place > 1000 LIMIT 1), 0)), '[]') AS TEXT) AS turns, ",
             "CAST(COALESCE((SELECT ", $list, "(", $array, "(f.key, f.value) ORDER BY f.updated_at, f.turn, f.key) FROM ",
             "(SELECT key, value, updated_at, turn FROM (SELECT key, value, updated_at, turn, ROW_NUMBER() OVER ",
             "(PARTITION BY key ORDER BY updated_at DESC, turn DESC, session_id DESC) AS place FROM facts ",
@@ -175,14 +158,17 @@ impl Store {
     /// Of these turns, those that were completed, in no order.
     pub async fn turns_by_number(
         &self,
-        tenant: TenantId,
-        session: SessionId,
+        (tenant, session): (TenantId, SessionId),
         numbers: &[i64],
     ) -> Result<Vec<PastTurn>> {
-        let numbers: serde_json::Value = numbers.into();
-        let rows = self.db.read(tenant, PAST_TURNS).push(" AND turn IN (SELECT ");
-        let rows = rows.push_each("value FROM json_each($3))", "jsonb_array_elements($3::jsonb)::bigint)");
-        Ok(past_turns(rows.bind(session).bind(tenant).bind(numbers.to_string()).all().await?))
+        let turns = self.db.read_each(
+            tenant,
+            "SELECT json_group_array(json_array(turn, message, COALESCE(response, ''), \
+                 message_tokens + response_tokens)) FROM turns ",
+            "SELECT COALESCE(json_agg(json_build_array(turn, message, COALESCE(response, ''), \
+                 message_tokens + response_tokens)), '[]')::text FROM turns ",
+        );
+        decoded(completed(turns, (tenant, session), numbers).one().await?)
     }
 
     /// The completed turns from `first` through `last`, at most `limit` of the first of them.
@@ -201,6 +187,23 @@ impl Store {
 
 const PAST_TURNS: &str = "SELECT turn, message, COALESCE(response, ''), message_tokens + response_tokens FROM turns \
      WHERE session_id = $1 AND tenant_id = $2 AND status = 'completed'";
+
+/// Ends a statement that reads from `turns`: of these turns of a session, those that were completed.
+pub(super) fn completed<'c>(
+    statement: Statement<'c>,
+    (tenant, session): (TenantId, SessionId),
+    turns: &[i64],
+) -> Statement<'c> {
+    let turns: serde_json::Value = turns.into();
+    let statement =
+        statement.push("WHERE session_id = $1 AND tenant_id = $2 AND status = 'completed' AND turn ");
+    let statement = statement.push_each(
+        "IN (SELECT value FROM json_each($3))",
+        // As an array, since a join may read the whole session instead.
+        "= ANY (ARRAY(SELECT jsonb_array_elements($3::jsonb)::bigint))",
+    );
+    statement.bind(session).bind(tenant).bind(turns.to_string())
+}
 
 fn past_turns(rows: Vec<(i64, String, String, i64)>) -> Vec<PastTurn> {
     let past = |(turn, message, response, tokens)| PastTurn { turn, message, response, tokens };

@@ -163,6 +163,7 @@ impl Store {
                 erased.remembered_answers +=
                     rest("DELETE FROM idempotency_records WHERE session_id = $1 AND tenant_id = $2").await?;
                 rest("DELETE FROM erasures WHERE session_id = $1 AND tenant_id = $2").await?;
+                search::forget_block(&mut tx, (tenant, session)).await?;
                 let copies = "SELECT session_id FROM erasures WHERE copied_from = $1 AND tenant_id = $2";
                 let copies: Vec<(SessionId,)> = tx.sql(copies).bind(session).bind(tenant).all().await?;
                 tx.commit().await?;

@@ -37,8 +37,12 @@ macro_rules! migrations {
 
 fn migrations(kind: Kind) -> Vec<Migration> {
     match kind {
-        Kind::Sqlite => migrations!("sqlite": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access"),
-        Kind::Postgres => migrations!("postgres": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access"),
+        Kind::Sqlite => {
+            migrations!("sqlite": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access", 4 "0004_search_places")
+        }
+        Kind::Postgres => {
+            migrations!("postgres": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access", 4 "0004_search_places")
+        }
     }
 }
 

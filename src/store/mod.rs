@@ -127,3 +127,8 @@ impl Store {
         &self.db
     }
 }
+
+/// Reads an answer that is one row of JSON.
+fn decoded<T: serde::de::DeserializeOwned>((json,): (String,)) -> Result<T> {
+    serde_json::from_str(&json).map_err(|error| sqlx::Error::Decode(error.into()).into())
+}

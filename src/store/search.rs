@@ -3,12 +3,16 @@
 //! An entry is written in the transaction that completes its turn, and removed in the one that erases it. The
 //! database tells which entries hold which terms (FTS5 and `tsvector`); what a term is, and which turn answers best,
 //! is decided in [`crate::domain::search`], alike for both.
+//!
+//! In SQLite's index, turn `t` of the session with block `b` is row `b << 28 | t`. So the turns of a session that hold a
+//! term stand together, in order, and are found without passing those of others.
 
 use std::collections::HashSet;
 
 use super::{
-    Kind, Result, Store,
+    Kind, Result, Store, context,
     db::{Column, Reach, Statement, Tx},
+    decoded,
 };
 use crate::domain::{
     caller::TenantId,
@@ -18,10 +22,14 @@ use crate::domain::{
     session::UserId,
 };
 
-/// Where counting the entries of a term ends: those that have more are equally common.
+/// Where counting the entries of a term ends: those that have more are equally common, and not looked for by themselves.
 const COUNTED: i64 = 4096;
 /// The most turns that are ranked by their rarest terms.
 const RANKED: i64 = 1000;
+/// The same two where turns of one session are recalled: a term in more turns tells nothing about what is meant.
+const RECALLED: usize = 100;
+/// Turns of a long session that are looked at for terms in very many, on Postgres.
+const SAMPLED: i64 = 64;
 /// Turns of before the index that get their entries in one transaction.
 const OLD_TURNS: i64 = 100;
 /// Turns whose texts are read at once.
@@ -38,30 +46,11 @@ pub struct Search {
     pub from: Option<Timestamp>,
     /// Only turns made before this time.
     pub to: Option<Timestamp>,
-    /// Only turns with a lower number.
-    pub before_turn: Option<i64>,
-    /// Terms in more turns than these are not looked for by themselves.
-    pub common: i64,
-    /// The most turns that are ranked by their rarest terms.
-    pub ranked: i64,
-    /// Whether turns next to those that match are found, too.
-    pub neighbours: bool,
 }
 
 impl Search {
     pub fn new(question: Question, scope: Scope) -> Self {
-        let (user, from, to, before_turn) = (None, None, None, None);
-        Self {
-            question,
-            scope,
-            user,
-            from,
-            to,
-            before_turn,
-            common: COUNTED,
-            ranked: RANKED,
-            neighbours: false,
-        }
+        Self { question, scope, user: None, from: None, to: None }
     }
 }
 
@@ -155,18 +144,27 @@ pub(super) async fn index(tx: &mut Tx, entries: &[Placed<'_>]) -> Result<()> {
     .push_rows([session, tenant, number, created_at, terms])
     .run()
     .await?;
-    // Postgres keeps its own index.
     if tx.kind() == Kind::Sqlite {
-        tx.sql("INSERT INTO search_terms (rowid, terms) SELECT entry_id, terms FROM ")
+        let [session, tenant, _] = turn();
+        tx.sql("INSERT INTO search_blocks (session_id, tenant_id) SELECT session, tenant FROM ")
+            .push_rows([session, tenant])
+            .push(" WHERE true ON CONFLICT DO NOTHING")
+            .run()
+            .await?;
+        tx.sql("INSERT INTO search_terms (rowid, terms) SELECT place, terms FROM ")
             .push_rows(turn())
             .push(
-                " CROSS JOIN search_entries ON session_id = session AND tenant_id = tenant AND turn = number",
+                " CROSS JOIN search_places ON session_id = session AND tenant_id = tenant AND turn = number",
             )
+            .push(IN_ITS_ORDER)
             .run()
             .await?;
     }
     Ok(())
 }
+
+/// SQLite's index writes out what it holds in memory whenever a lower row follows.
+const IN_ITS_ORDER: &str = " ORDER BY place";
 
 /// Puts the entries of a range of turns into SQLite's index; Postgres keeps its own.
 pub(super) async fn index_terms(
@@ -175,10 +173,14 @@ pub(super) async fn index_terms(
     (first, last): (i64, i64),
 ) -> Result<()> {
     if tx.kind() == Kind::Sqlite {
+        let block =
+            "INSERT INTO search_blocks (session_id, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        tx.sql(block).bind(session).bind(tenant).run().await?;
         tx.sql(
-            "INSERT INTO search_terms (rowid, terms) SELECT entry_id, terms FROM search_entries \
+            "INSERT INTO search_terms (rowid, terms) SELECT place, terms FROM search_places \
              WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4",
         )
+        .push(IN_ITS_ORDER)
         .bind(session)
         .bind(tenant)
         .bind(first)
@@ -198,8 +200,8 @@ pub(super) async fn unindex(
     if tx.kind() == Kind::Sqlite {
         // The index does not hold its terms by entry: it has to be told what to remove.
         tx.sql(
-            "INSERT INTO search_terms (search_terms, rowid, terms) SELECT 'delete', entry_id, terms \
-             FROM search_entries WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4",
+            "INSERT INTO search_terms (search_terms, rowid, terms) SELECT 'delete', place, terms FROM search_places \
+             WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4 ORDER BY turn",
         )
         .bind(session)
         .bind(tenant)
@@ -211,6 +213,15 @@ pub(super) async fn unindex(
     let delete =
         "DELETE FROM search_entries WHERE session_id = $1 AND tenant_id = $2 AND turn BETWEEN $3 AND $4";
     Ok(tx.sql(delete).bind(session).bind(tenant).bind(first).bind(last).run().await?)
+}
+
+/// Gives a session's place in SQLite's index back, once nothing of it is left there.
+pub(super) async fn forget_block(tx: &mut Tx, (tenant, session): (TenantId, SessionId)) -> Result<()> {
+    if tx.kind() == Kind::Sqlite {
+        let forget = "DELETE FROM search_blocks WHERE session_id = $1 AND tenant_id = $2";
+        tx.sql(forget).bind(session).bind(tenant).run().await?;
+    }
+    Ok(())
 }
 
 impl Store {
@@ -226,15 +237,114 @@ impl Store {
         for places in places.chunks(READ_TURNS) {
             for excerpt in self.excerpts(tenant, places).await? {
                 if search.user.as_ref().is_none_or(|user| *user == excerpt.user_id) {
-                    candidates.extend(candidates_of(&search.question, &excerpt));
+                    let place = (excerpt.session_id.number(), excerpt.turn);
+                    let message = (excerpt.message.as_str(), excerpt.message_tokens);
+                    let response = (excerpt.response.as_str(), excerpt.response_tokens);
+                    candidates.extend(candidates_of(&search.question, place, [message, response]));
                 }
             }
         }
         candidates.sort_by_key(|candidate| candidate.place);
-        if search.neighbours {
-            add_neighbours(&mut candidates);
-        }
         Ok(best_first(&candidates, &search::score(&candidates, &rarity)))
+    }
+
+    /// The turns of a session before turn `before` that bear on a question, and those next to them, best first; some of
+    /// the latter may not be there. `all_turns` are the completed turns of the session. What is read does not grow with
+    /// them.
+    pub async fn bearing_turns(
+        &self,
+        (tenant, session): (TenantId, SessionId),
+        question: &Question,
+        before: i64,
+        all_turns: i64,
+    ) -> Result<Vec<i64>> {
+        if question.terms().is_empty() {
+            return Ok(Vec::new());
+        }
+        let holding = self.holding_turns((tenant, session), question, all_turns).await?;
+        let mut rarest: Vec<_> =
+            holding.iter().filter(|turns| (1..=RECALLED).contains(&turns.len())).collect();
+        rarest.sort_by_key(|turns| turns.len());
+        let mut ranked = 0;
+        let rarest = rarest.into_iter().take_while(|turns| {
+            ranked += turns.len();
+            ranked <= RECALLED
+        });
+        let turns: HashSet<i64> = rarest.flatten().copied().filter(|turn| *turn < before).collect();
+        let turns: Vec<i64> = turns.into_iter().collect();
+        if turns.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut candidates = Vec::with_capacity(4 * turns.len());
+        for (turn, message, response, message_tokens, response_tokens) in
+            self.beginnings(tenant, session, &turns).await?
+        {
+            let texts = [(message.as_str(), message_tokens), (response.as_str(), response_tokens)];
+            candidates.extend(candidates_of(question, (session.number(), turn), texts));
+        }
+        candidates.sort_by_key(|candidate| candidate.place);
+        add_neighbours(&mut candidates);
+        let found: Vec<_> = holding.iter().map(|turns| count(turns.len())).collect();
+        let rarity = search::rarity(all_turns.min(count(RECALLED + 1)), &found);
+        let hits = best_first(&candidates, &search::score(&candidates, &rarity));
+        Ok(hits.into_iter().map(|hit| hit.turn).filter(|turn| *turn < before).collect())
+    }
+
+    /// The turns of a session that hold each term of a question; of a term in more than [`RECALLED`], one more than these.
+    async fn holding_turns(
+        &self,
+        (tenant, session): (TenantId, SessionId),
+        question: &Question,
+        all_turns: i64,
+    ) -> Result<Vec<Vec<i64>>> {
+        let scope = Scope::Session(session);
+        let each = question.terms().iter().map(|term| self.matching(tenant, &scope, &[term], self.or()));
+        let each: serde_json::Value = each.collect();
+        let holding = self.db.read_each(
+            tenant,
+            "SELECT json_group_array(json((SELECT json_group_array(row & 0xfffffff) FROM (SELECT t.rowid AS row \
+                 FROM search_terms t WHERE t.search_terms MATCH q.value \
+                 AND t.rowid BETWEEN b.block << 28 AND (b.block << 28 | 0xfffffff) LIMIT $2)))) \
+             FROM search_blocks b CROSS JOIN json_each($1) q WHERE b.session_id = $3 AND b.tenant_id = $4",
+            "WITH sample AS MATERIALIZED (SELECT terms FROM search_entries WHERE session_id = $3 AND tenant_id = $4 \
+                 AND turn = ANY (ARRAY(SELECT jsonb_array_elements($5::jsonb)::bigint))) \
+             SELECT COALESCE(json_agg(turns ORDER BY place), '[]')::text FROM (SELECT q.place, \
+                 CASE WHEN (SELECT COUNT(*) FROM sample WHERE sample.terms @@ q.value::tsquery) > 1 \
+                 THEN to_json(array_fill(0, ARRAY[$2::int])) \
+                 ELSE (SELECT COALESCE(json_agg(turn), '[]') FROM (SELECT e.turn FROM search_entries e \
+                 WHERE e.terms @@ q.value::tsquery LIMIT $2) found) END AS turns \
+             FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY q (value, place)) holding",
+        );
+        let holding = holding.bind(each.to_string()).bind(count(RECALLED + 1)).bind(session).bind(tenant);
+        let holding = match self.kind {
+            Kind::Sqlite => holding,
+            // Its index tells all turns that hold a term or none. Of a long session, terms in very many are not asked
+            // for: those in two of some evenly spread turns. A term in few is hardly ever in two of these.
+            Kind::Postgres => {
+                let is_long = all_turns > 4 * SAMPLED * count(RECALLED);
+                let sample = (0..SAMPLED).filter(|_| is_long).map(|i| 1 + i * all_turns / SAMPLED);
+                holding.bind(sample.collect::<serde_json::Value>().to_string())
+            }
+        };
+        decoded(holding.one().await?)
+    }
+
+    /// What stands in these turns of a session: number, message, response and the tokens of either, cut as
+    /// [`Store::excerpts`] cuts it.
+    async fn beginnings(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        turns: &[i64],
+    ) -> Result<Vec<(i64, String, String, i64, i64)>> {
+        let texts = self.db.read_each(
+            tenant,
+            "SELECT json_group_array(json_array(turn, substr(message, 1, 20000), \
+                 COALESCE(substr(response, 1, 20000), ''), message_tokens, response_tokens)) FROM turns ",
+            "SELECT COALESCE(json_agg(json_build_array(turn, substr(message, 1, 20000), \
+                 COALESCE(substr(response, 1, 20000), ''), message_tokens, response_tokens)), '[]')::text FROM turns ",
+        );
+        decoded(context::completed(texts, (tenant, session), turns).one().await?)
     }
 
     /// What stands in these turns, in no order; of long texts only the first 20,000 characters, which are all that
@@ -303,25 +413,40 @@ impl Store {
     /// How many turns there are in the scope, and how many hold each term. Those that more than a limit hold are equally
     /// common.
     async fn count_entries(&self, tenant: TenantId, search: &Search) -> Result<(i64, Vec<i64>)> {
-        let scope = search.scope.term(tenant);
-        let each = search.question.terms().iter().map(|term| self.matching(&scope, &[term], self.or()));
-        let questions: serde_json::Value = [self.quoted(&scope)].into_iter().chain(each).collect();
-        let (counts,): (String,) = self
-            .db
-            .read_each(
-                tenant,
-                "SELECT json_group_array((SELECT COUNT(*) FROM (SELECT 1 FROM search_terms \
-                     WHERE search_terms MATCH q.value LIMIT $2))) FROM json_each($1) q",
-                "SELECT json_agg(entries ORDER BY place)::text FROM (SELECT q.place, (SELECT COUNT(*) FROM \
-                     (SELECT 1 FROM search_entries WHERE terms @@ q.value::tsquery LIMIT $2) found) AS entries \
-                 FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY q (value, place)) counts",
-            )
-            .bind(questions.to_string())
-            .bind(COUNTED.min(search.common + 1))
-            .one()
-            .await?;
-        let mut counts: Vec<i64> =
-            serde_json::from_str(&counts).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        let Search { scope, question, .. } = search;
+        let each = question.terms().iter().map(|term| self.matching(tenant, scope, &[term], self.or()));
+        let questions: serde_json::Value =
+            [self.quoted(&scope.term(tenant))].into_iter().chain(each).collect();
+        let counts = match (self.kind, scope) {
+            (Kind::Sqlite, Scope::Session(session)) => self
+                .db
+                .read(
+                    tenant,
+                    "SELECT json_group_array((SELECT COUNT(*) FROM (SELECT 1 FROM search_terms t \
+                         WHERE t.search_terms MATCH q.value \
+                         AND t.rowid BETWEEN b.block << 28 AND (b.block << 28 | 0xfffffff) LIMIT $2))) \
+                     FROM search_blocks b CROSS JOIN json_each($1) q WHERE b.session_id = $3 AND b.tenant_id = $4",
+                )
+                .bind(questions.to_string())
+                .bind(COUNTED)
+                .bind(*session)
+                .bind(tenant),
+            _ => self
+                .db
+                .read_each(
+                    tenant,
+                    "SELECT json_group_array((SELECT COUNT(*) FROM (SELECT 1 FROM search_terms \
+                         WHERE search_terms MATCH q.value LIMIT $2))) FROM json_each($1) q",
+                    "SELECT json_agg(entries ORDER BY place)::text FROM (SELECT q.place, (SELECT COUNT(*) FROM \
+                         (SELECT 1 FROM search_entries WHERE terms @@ q.value::tsquery LIMIT $2) found) AS entries \
+                     FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY q (value, place)) counts",
+                )
+                .bind(questions.to_string())
+                .bind(COUNTED),
+        };
+        let mut counts: Vec<i64> = decoded(counts.one().await?)?;
+        // A session that nothing was said in has no place in the index.
+        counts.resize(1 + question.terms().len(), 0);
         let texts = counts.remove(0);
         Ok((texts, counts))
     }
@@ -334,13 +459,12 @@ impl Store {
         search: &Search,
         found: &[i64],
     ) -> Result<Vec<(SessionId, i64)>> {
-        let scope = search.scope.term(tenant);
         let required = search.question.required_terms();
         if !required.is_empty() {
-            return self.places(tenant, search, self.matching(&scope, &required, self.and())).await;
+            return self.places(tenant, search, &required, self.and()).await;
         }
         let terms = search.question.terms().iter().zip(found);
-        let mut terms: Vec<_> = terms.filter(|(_, n)| (1..=search.common).contains(*n)).collect();
+        let mut terms: Vec<_> = terms.filter(|(_, n)| (1..=COUNTED).contains(*n)).collect();
         terms.sort_by_key(|(_, n)| **n);
         let all: Vec<&String> = terms.iter().map(|(term, _)| *term).collect();
         // What is counted does not know of times: of a narrow range, more terms may be looked for.
@@ -348,46 +472,64 @@ impl Store {
         let mut ranked = 0;
         let rare = terms.iter().enumerate().take_while(|(i, (_, n))| {
             ranked += **n;
-            *i == 0 || ranked <= search.ranked || narrowed
+            *i == 0 || ranked <= RANKED || narrowed
         });
         let rare: Vec<&String> = rare.map(|(_, (term, _))| *term).collect();
         let mut places = Vec::new();
         if !rare.is_empty() {
-            places = self.places(tenant, search, self.matching(&scope, &rare, self.or())).await?;
+            places = self.places(tenant, search, &rare, self.or()).await?;
         }
         if rare.len() < all.len() {
             let known: HashSet<_> = places.iter().copied().collect();
-            let with_all = self.places(tenant, search, self.matching(&scope, &all, self.and())).await?;
+            let with_all = self.places(tenant, search, &all, self.and()).await?;
             places.extend(with_all.into_iter().filter(|place| !known.contains(place)));
         }
         Ok(places)
     }
 
-    /// The newest turns that match, in the database's language for that.
+    /// The newest turns that hold these terms: any of them, or all.
     async fn places(
         &self,
         tenant: TenantId,
         search: &Search,
-        matching: String,
+        terms: &[&String],
+        how: &str,
     ) -> Result<Vec<(SessionId, i64)>> {
+        const SQLITE: &str = "SELECT e.session_id, e.turn FROM search_terms t \
+             CROSS JOIN search_blocks b ON b.block = t.rowid >> 28 \
+             CROSS JOIN search_entries e ON e.session_id = b.session_id AND e.tenant_id = b.tenant_id \
+                 AND e.turn = t.rowid & 0xfffffff \
+             WHERE t.search_terms MATCH $1 AND e.tenant_id = $2";
         let found = self.db.read_each(
             tenant,
-            "SELECT e.session_id, e.turn FROM search_terms JOIN search_entries e ON e.entry_id = search_terms.rowid \
-             WHERE search_terms MATCH $1 AND e.tenant_id = $2",
+            SQLITE,
             "SELECT e.session_id, e.turn FROM search_entries e WHERE e.terms @@ $1::tsquery AND e.tenant_id = $2",
         );
-        let found = found.bind(matching).bind(tenant);
+        let found = found.bind(self.matching(tenant, &search.scope, terms, how)).bind(tenant);
+        let found = match (self.kind, &search.scope) {
+            (Kind::Sqlite, Scope::Session(session)) => found
+                .push(" AND t.rowid BETWEEN (SELECT block << 28 FROM search_blocks WHERE tenant_id = $2 AND session_id = ")
+                .push_bind(*session)
+                .push(") AND (SELECT block << 28 | 0xfffffff FROM search_blocks WHERE tenant_id = $2 AND session_id = ")
+                .push_bind(*session)
+                .push(")"),
+            _ => found,
+        };
         let found = found.push_some(" AND e.created_at >= ", search.from);
-        let found = found.push_some(" AND e.created_at < ", search.to);
-        let found: Statement<'_> = found.push_some(" AND e.turn < ", search.before_turn);
+        let found: Statement<'_> = found.push_some(" AND e.created_at < ", search.to);
         let found = found.push(" ORDER BY e.created_at DESC, e.session_id, e.turn DESC LIMIT ");
-        Ok(found.push_bind(search.ranked).all().await?)
+        Ok(found.push_bind(RANKED).all().await?)
     }
 
-    /// Entries of a scope that hold these terms: any of them, or all.
-    fn matching(&self, scope: &str, terms: &[&String], how: &str) -> String {
+    /// Entries of a scope that hold these terms: any of them, or all. On SQLite, those of a session are told by where
+    /// they stand.
+    fn matching(&self, tenant: TenantId, scope: &Scope, terms: &[&String], how: &str) -> String {
         let terms: Vec<_> = terms.iter().map(|term| self.quoted(&search::digest(term))).collect();
-        format!("{}{}({})", self.quoted(scope), self.and(), terms.join(how))
+        let terms = format!("({})", terms.join(how));
+        match (self.kind, scope) {
+            (Kind::Sqlite, Scope::Session(_)) => terms,
+            _ => format!("{}{}{terms}", self.quoted(&scope.term(tenant)), self.and()),
+        }
     }
 
     /// A term as both languages quote it. It holds letters and digits, so nothing in it needs more.
@@ -413,15 +555,23 @@ impl Store {
     }
 }
 
-/// What of a turn may answer a question: its message, and its response. A phrase has to stand in one of them.
-fn candidates_of(question: &Question, excerpt: &Excerpt) -> Vec<Candidate> {
-    let texts = [(&excerpt.message, excerpt.message_tokens), (&excerpt.response, excerpt.response_tokens)];
+fn count(items: usize) -> i64 {
+    i64::try_from(items).unwrap_or(i64::MAX)
+}
+
+/// What of a turn may answer a question: its message, and its response, each with its tokens. A phrase has to stand in one
+/// of them.
+fn candidates_of(
+    question: &Question,
+    (session, turn): (i64, i64),
+    texts: [(&str, i64); 2],
+) -> Vec<Candidate> {
     let counted = texts.map(|(text, tokens)| (question.count(text), tokens, text.is_empty()));
     let phrases = counted[0].0.phrases.iter().zip(&counted[1].0.phrases);
     if !phrases.into_iter().all(|(message, response)| *message || *response) {
         return Vec::new();
     }
-    let place = |in_response| (excerpt.session_id.number(), excerpt.turn, in_response);
+    let place = |in_response| (session, turn, in_response);
     let candidates = counted.into_iter().zip([false, true]).filter(|((.., is_empty), _)| !is_empty);
     candidates
         .map(|((counts, tokens, _), in_response)| Candidate {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atlus::store::Kind;
 use serde_json::{Value, json};
 
 use crate::{
@@ -160,5 +161,32 @@ on_both! {
         server.delete(&format!("/sessions/{session}/turns/1")).await.data();
         let shown = server.get_with(&format!("/sessions/{session}/context"), "message", "What's my name?").await;
         assert!(!shown.body.to_string().contains("My name is Zebulon"));
+    }
+
+    async fn what_was_said_once_is_found_among_thousands_of_turns(server: Server) {
+        let session = server.session(json!({})).await;
+        server.say(&session, "The gardener is called Zebulon").await;
+        server.say(&session, "Another word about the garden, as long as many words are if they go on and on").await;
+        let many = [
+            "INSERT INTO turns (session_id, tenant_id, turn, status, message_tokens, response_tokens, created_at, request_id, metadata, \
+                 message, response) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 26000) \
+             SELECT session_id, tenant_id, turn + i, status, message_tokens, response_tokens, created_at, request_id, metadata, \
+                 message, response FROM turns, n WHERE turn = 2",
+            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 26000) \
+             SELECT session_id, tenant_id, turn + i, created_at, terms FROM search_entries, n WHERE turn = 2",
+            "UPDATE sessions SET last_turn = 26002, completed_turns = 26002",
+        ];
+        let index = "INSERT INTO search_terms (rowid, terms) SELECT place, terms FROM search_places WHERE turn > 2";
+        for statement in many.into_iter().chain((server.database.kind == Kind::Sqlite).then_some(index)) {
+            server.run_sql(statement).await;
+        }
+        // Most of these words stand in every turn but the first, and tell nothing.
+        let question = "One more word about the garden: what is the gardener called?";
+        let shown = server.get_with(&format!("/sessions/{session}/context"), "message", question).await;
+        assert_eq!(shown.data()["messages"][1]["content"], "The gardener is called Zebulon");
+        assert_eq!(shown.data()["included"]["recalled_turns"], 2);
+        let shown = server.get_with(&format!("/sessions/{session}/context"), "message", "Another word about the garden").await;
+        assert_eq!(shown.data()["included"]["recalled_turns"], 0);
     }
 }

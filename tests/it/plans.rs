@@ -204,6 +204,7 @@ on_both! {
             ("turns", sent(store.turns(me, id, None, Direction::Asc, None, 20)).await),
             ("turns back", sent(store.turns(me, id, Some(TurnStatus::Completed), Direction::Desc, after, 20)).await),
             ("pieces", sent(store.pieces(me, id, 1)).await),
+            ("turns by number", sent(store.turns_by_number((me.tenant, id), &[1, 2])).await),
             ("past turns", sent(store.past_turns(me.tenant, id, (1, 2), 10)).await),
             ("context", sent(store.context(key, 1000)).await),
             ("next context", sent(store.next_context(me, id, 1000)).await),
@@ -259,9 +260,13 @@ on_both! {
         let (store, id, tenant) = (&server.app.store, filled(&server).await, Caller::ANYONE.tenant);
         for scope in [Scope::Tenant, Scope::Session(id)] {
             let search = Search::new(Question::parse("violin \"play the\""), scope);
-            let search = Search { from: Some(NOW), to: Some(NOW), before_turn: Some(9), ..search };
+            let search = Search { from: Some(NOW), to: Some(NOW), ..search };
             assert_indexed(&server.database, "search", sent(store.search(tenant, &search)).await).await;
         }
+        // One for what holds each word, one for what is ranked.
+        let recalled = sent(store.bearing_turns((tenant, id), &Question::words("a violin played by Ann"), 9, 2)).await;
+        assert_eq!(recalled.len(), 2, "{recalled:#?}");
+        assert_indexed(&server.database, "recall", recalled).await;
         let search = Search::new(Question::parse("violin"), Scope::Tenant);
         let statements = sent(store.search(tenant, &search)).await;
         assert_eq!(statements.len(), 3, "{statements:#?}");
