@@ -361,6 +361,9 @@ impl Settings {
             lease: Duration::from_secs(15),
             lease_renewal: Duration::from_secs(5),
             max_wait: Duration::from_secs(60),
+            // A full batch of the writer: more gain no throughput, and each waits for the rest.
+            max_entering: 256,
+            max_entry_wait: Duration::from_secs(2),
         };
         if let Err(problem) = SystemPrompt::try_from(self.system_prompt.clone()) {
             problems.0.push(format!("ATLUS_SYSTEM_PROMPT {problem}"));

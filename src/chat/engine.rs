@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 
@@ -80,6 +80,10 @@ pub struct ChatSettings {
     pub lease_renewal: Duration,
     /// How long a message waits for its session.
     pub max_wait: Duration,
+    /// Messages whose admission and context are worked on at once.
+    pub max_entering: usize,
+    /// How long a message waits to be among them.
+    pub max_entry_wait: Duration,
 }
 
 /// What to do with a message whose session is busy.
@@ -171,16 +175,40 @@ struct Parts {
     live: Live,
     tasks: TaskTracker,
     places: Arc<Semaphore>,
+    /// Where messages wait before the database: a line of the writer's own could not be left any more.
+    entrance: Arc<Semaphore>,
     afterwards: Afterwards,
+}
+
+/// A message that has been admitted.
+struct Begun {
+    key: TurnKey,
+    admitted: Admitted,
+    /// Its place at the head of its session's line, until the turn has ended.
+    place: Option<Place>,
+    /// Held until its context is read.
+    entry: OwnedSemaphorePermit,
 }
 
 impl Engine {
     pub fn new(store: Store, model: Arc<dyn Model>, clock: Arc<dyn Clock>, settings: ChatSettings) -> Self {
         let (queue, live, tasks) = (Queue::default(), Live::default(), TaskTracker::new());
         let places = Arc::new(Semaphore::new(MAX_CHATS));
+        let entrance = Arc::new(Semaphore::new(settings.max_entering));
         let afterwards =
             Afterwards::new(store.clone(), model.clone(), clock.clone(), &settings, tasks.clone());
-        Self(Arc::new(Parts { store, model, clock, settings, queue, live, tasks, places, afterwards }))
+        Self(Arc::new(Parts {
+            store,
+            model,
+            clock,
+            settings,
+            queue,
+            live,
+            tasks,
+            places,
+            entrance,
+            afterwards,
+        }))
     }
 
     pub fn model(&self) -> &dyn Model {
@@ -380,7 +408,7 @@ impl Parts {
             Err(refusal) => Err(self.session_first(caller, &chat, refusal).await),
         };
         let outcome = match begun {
-            Ok((key, admitted, place)) => {
+            Ok(Begun { key, admitted, place, entry }) => {
                 if chat.session.is_none() {
                     name_session(key.session);
                 }
@@ -391,7 +419,7 @@ impl Parts {
                     let _ = started.send(Started { session: key.session, turn: key.turn, reader });
                 }
                 let received = chat.received;
-                let outcome = self.run(chat, key, admitted, remember, &entered).await;
+                let outcome = self.run(chat, key, admitted, entry, remember, &entered).await;
                 drop(place);
                 count_turn(&outcome, received);
                 entered.ended(outcome.clone());
@@ -418,6 +446,7 @@ impl Parts {
         chat: Chat,
         key: TurnKey,
         admitted: Admitted,
+        entry: OwnedSemaphorePermit,
         remember: Option<Remember>,
         entered: &Entered,
     ) -> Result<Answered, Error> {
@@ -426,7 +455,7 @@ impl Parts {
         let message = chat.message.clone();
         let metered = Metered::new(&*self.model);
         let outcome = tokio::select! {
-            outcome = self.ask(key, chat, &metered, &entered.running) => outcome,
+            outcome = self.ask(key, chat, entry, &metered, &entered.running) => outcome,
             () = self.keep_lease(key, claim) => Err(Error::Interrupted),
             () = entered.running.cancelled.cancelled() => Err(Error::Cancelled),
             () = self.keep_pieces(key, &entered.running), if stream => Err(Error::Interrupted),
@@ -512,13 +541,8 @@ impl Parts {
         }
     }
 
-    /// Waits for the session and gives the message its number. The place is held until the turn has ended.
-    async fn admit(
-        &self,
-        caller: &Caller,
-        chat: &Chat,
-        claim: Option<&Claim>,
-    ) -> Result<(TurnKey, Admitted, Option<Place>), Error> {
+    /// Waits for the session and the database, and gives the message its number.
+    async fn admit(&self, caller: &Caller, chat: &Chat, claim: Option<&Claim>) -> Result<Begun, Error> {
         let deadline = Instant::now() + self.settings.max_wait;
         let (destination, session, place) = match chat.session {
             Some(id) => {
@@ -551,6 +575,7 @@ impl Parts {
             claim: claim.cloned(),
             budget: self.settings.tokens_per_user_day,
         };
+        let mut entry = self.entry().await?;
         let mut failures = 0;
         loop {
             admission.now = self.clock.now();
@@ -560,7 +585,7 @@ impl Parts {
                         self.live.cancel((caller.tenant, session, interrupted));
                     }
                     let key = TurnKey { tenant: caller.tenant, session, turn: admitted.turn, lease_token };
-                    return Ok((key, admitted, place));
+                    return Ok(Begun { key, admitted, place, entry });
                 }
                 Ok(Err(NotAdmitted::Invalid)) => return Err(Error::InvalidSession),
                 Ok(Err(NotAdmitted::OverBudget)) => {
@@ -574,7 +599,9 @@ impl Parts {
                     if chat.on_busy == OnBusy::Reject || Instant::now() + BUSY_RETRY > deadline {
                         return Err(Error::Busy { turn });
                     }
+                    drop(entry);
                     sleep(BUSY_RETRY).await;
+                    entry = self.entry().await?;
                 }
                 // Whether it was admitted is unknown; with its token it would be found again.
                 Err(store::Error::Unavailable(_)) if failures < ADMISSIONS => {
@@ -587,6 +614,15 @@ impl Parts {
                 }
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Lets a message in to the database. Beyond what can be admitted in a bearable time, messages are refused while
+    /// nothing is written of them; each waits for those that came before it only.
+    async fn entry(&self) -> Result<OwnedSemaphorePermit, Error> {
+        match timeout(self.settings.max_entry_wait, self.entrance.clone().acquire_owned()).await {
+            Ok(Ok(entry)) => Ok(entry),
+            _ => Err(Error::Overloaded),
         }
     }
 
@@ -639,6 +675,7 @@ impl Parts {
         &self,
         key: TurnKey,
         chat: Chat,
+        entry: OwnedSemaphorePermit,
         model: &dyn Model,
         listener: &Arc<Running>,
     ) -> Result<(Reply, Option<Due>), Error> {
@@ -646,6 +683,7 @@ impl Parts {
         let span = Span::begin("context");
         let context = span.run(self.context(key, &chat.message)).await;
         span.end(context.as_ref().err().map(Error::code));
+        drop(entry);
         let (context, due) = context?;
         let ask = Ask { messages: context.messages, options: chat.options, stream: chat.stream, deadline };
         Ok((model.reply(&ask, &**listener).await?, due))

@@ -178,7 +178,11 @@ impl Store {
         match &url.0 {
             Options::Sqlite(options) => {
                 keep_private(options.get_filename());
-                let patient = sqlite(options, false).busy_timeout(MIGRATION_WAIT);
+                let mut patient = sqlite(options, false).busy_timeout(MIGRATION_WAIT);
+                // Only before there is anything in the file; after, it would be a commit that changes nothing.
+                if is_empty(options.get_filename()) {
+                    patient = patient.auto_vacuum(SqliteAutoVacuum::Incremental);
+                }
                 let mut connection = connect_in_turn(&patient).await.map_err(|e| unreachable(url, e))?;
                 migrate::sqlite(&mut connection).await.map_err(|e| e.at(url))
             }
@@ -292,6 +296,11 @@ fn is_to_be_made(file: &Path) -> bool {
     !file.exists() && folder.is_none_or(Path::exists)
 }
 
+/// Whether a database file has nothing in it yet.
+fn is_empty(file: &Path) -> bool {
+    file.metadata().is_ok_and(|file| file.len() == 0)
+}
+
 /// Makes a missing database file, readable by its owner alone; the files beside it follow its permissions.
 fn keep_private(file: &Path) {
     // Whatever keeps it from being made is told when it is opened.
@@ -307,7 +316,6 @@ fn sqlite(options: &SqliteConnectOptions, only_read: bool) -> SqliteConnectOptio
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(5))
         .foreign_keys(true)
-        .auto_vacuum(SqliteAutoVacuum::Incremental)
         .pragma("secure_delete", "ON")
         .pragma("journal_size_limit", "67108864")
         .pragma("trusted_schema", "OFF")

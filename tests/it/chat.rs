@@ -355,6 +355,46 @@ on_both! {
         chat.await.unwrap();
     }
 
+    async fn a_message_that_is_not_admitted_in_time_is_refused_and_leaves_nothing(database: Database) {
+        let server = Server::with(database, |config| {
+            (config.chat.max_entering, config.chat.max_entry_wait) = (1, Duration::from_millis(100));
+        })
+        .await;
+        let sessions = [server.session(json!({})).await, server.session(json!({})).await];
+        let mut held = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
+        held.sql("UPDATE sessions SET title = 'held'").run().await.unwrap();
+        let chats = sessions.map(|session| {
+            let client = server.client.clone();
+            tokio::spawn(async move { (client.chat(&session, "hi").await, session) })
+        });
+        // Whichever came first is let in, and waits for the row.
+        let (first_answer, _, others) = futures_util::future::select_all(chats).await;
+        let (refusal, session) = first_answer.unwrap();
+        refusal.refused(503, "OVERLOADED");
+        assert_eq!(refusal.headers["retry-after"], "1");
+        held.rollback().await.unwrap();
+        for other in others {
+            other.await.unwrap().0.data();
+        }
+        assert_eq!(server.chat(&session, "hi").await.data()["turn"], 1);
+    }
+
+    async fn whoever_waits_for_a_model_keeps_nobody_from_being_admitted(database: Database) {
+        let gate = Arc::new(Semaphore::new(0));
+        let upstream = Upstream::gated(echo, gate.clone()).await;
+        let server =
+            Server::with_model(database.kind, &upstream.url, |config| config.chat.max_entering = 1).await;
+        let chats = [server.session(json!({})).await, server.session(json!({})).await].map(|session| {
+            let client = server.client.clone();
+            tokio::spawn(async move { client.say(&session, "hi").await })
+        });
+        upstream.asked_times(2).await;
+        gate.add_permits(2);
+        for chat in chats {
+            chat.await.unwrap();
+        }
+    }
+
     async fn a_turn_that_lost_its_lease_is_refused_and_ends_its_call(database: Database) {
         let gate = Arc::new(Semaphore::new(0));
         let upstream = Upstream::gated(echo, gate.clone()).await;

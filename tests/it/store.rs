@@ -261,6 +261,16 @@ async fn sqlite_is_set_up_to_survive_a_power_cut_and_to_overwrite_what_is_delete
 }
 
 #[tokio::test]
+async fn a_sqlite_file_that_is_up_to_date_is_opened_without_a_write() {
+    let database = Database::on(atlus::store::Kind::Sqlite).await;
+    Store::migrate(&database.settings()).await.unwrap();
+    let store = database.store().await;
+    store.ping().await.unwrap();
+    let log = format!("{}-wal", database.url.strip_prefix("sqlite://").unwrap());
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
+}
+
+#[tokio::test]
 async fn a_sqlite_file_is_made_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     let database = Database::on(atlus::store::Kind::Sqlite).await;
