@@ -5,6 +5,8 @@
 //! is and how to connect a real model. It answers from the assembled context and nothing else: the same messages
 //! always give the same answer. It reads English only.
 
+use std::cell::OnceCell;
+
 use futures_util::future::BoxFuture;
 
 use super::{Ask, Error, Listener, Model, Reply};
@@ -81,15 +83,8 @@ fn respond(messages: &[Message]) -> String {
             }
         }
     }
-    let mut known = Known::default();
-    for message in earlier {
-        match message.role {
-            Role::System => known.read_system(&message.content),
-            Role::User => drop(known.learn(&message.content)),
-            Role::Assistant => {}
-        }
-    }
-    let notes = known.learn(text);
+    let known = Known { messages, statements: OnceCell::new() };
+    let notes: Vec<_> = statements(text).iter().map(note).collect();
     let answer =
         |sentence: &Sentence| match topic(&sentence.words) {
             Some(Topic::JustSaid) => Some(match said.last() {
@@ -168,41 +163,36 @@ fn topic(words: &str) -> Option<Topic> {
     }
 }
 
-/// What is known about the user, in the order it was told.
-#[derive(Default)]
-struct Known(Vec<Statement>);
+/// What is known about the user.
+struct Known<'a> {
+    messages: &'a [Message],
+    /// In the order they were told; found when they are asked for, since most messages ask for none.
+    statements: OnceCell<Vec<Statement>>,
+}
 
-impl Known {
+impl Known<'_> {
+    fn statements(&self) -> &[Statement] {
+        self.statements.get_or_init(|| {
+            let mut known: Vec<Statement> = Vec::new();
+            for message in self.messages {
+                let stated = match message.role {
+                    Role::System => read_section(&message.content),
+                    Role::User => statements(&message.content),
+                    Role::Assistant => Vec::new(),
+                };
+                for statement in stated {
+                    // The newest statement of a key counts.
+                    known.retain(|known| known.key != statement.key);
+                    known.push(statement);
+                }
+            }
+            known.drain(..known.len().saturating_sub(MAX_FACTS));
+            known
+        })
+    }
+
     fn get(&self, key: &str) -> Option<&Statement> {
-        self.0.iter().find(|known| known.key == key)
-    }
-
-    /// The newest statement of a key counts.
-    fn set(&mut self, statement: Statement) {
-        self.0.retain(|known| known.key != statement.key);
-        self.0.push(statement);
-        let most = self.0.len().saturating_sub(MAX_FACTS);
-        self.0.drain(..most);
-    }
-
-    /// Reads the section on the user that the context may hold.
-    fn read_system(&mut self, text: &str) {
-        let section = text.lines().skip_while(|line| *line != "What is known about the user:").skip(1);
-        let lines = section.map_while(|line| line.strip_prefix("- "));
-        lines.filter_map(read_line).for_each(|statement| self.set(statement));
-    }
-
-    /// Learns from a user's message; what to say about each thing learnt.
-    fn learn(&mut self, text: &str) -> Vec<String> {
-        let note = |statement: Statement| {
-            let note = match statement.key.as_str() {
-                "name" => format!("Nice to meet you, {}.", statement.value),
-                _ => format!("Noted: {}.", told(&statement).replacen('Y', "y", 1)),
-            };
-            self.set(statement);
-            note
-        };
-        statements(text).into_iter().map(note).collect()
+        self.statements().iter().find(|known| known.key == key)
     }
 
     /// Answers a question about the user.
@@ -217,7 +207,8 @@ impl Known {
         }
         let question = QUESTIONS.iter().find(|(asked, ..)| words.ends_with(asked));
         if let Some((_, begins, missing)) = question {
-            let facts = self.0.iter().map(|fact| told(fact) + ".").filter(|fact| fact.starts_with(begins));
+            let facts =
+                self.statements().iter().map(|fact| told(fact) + ".").filter(|fact| fact.starts_with(begins));
             let facts: Vec<_> = facts.collect();
             return Some(match facts.is_empty() {
                 true => format!("You have not told me {missing} yet."),
@@ -232,11 +223,25 @@ impl Known {
     }
 
     fn tell_all(&self) -> String {
-        let all: Vec<_> = self.0.iter().map(|fact| format!("\n- {}.", told(fact))).collect();
+        let all: Vec<_> = self.statements().iter().map(|fact| format!("\n- {}.", told(fact))).collect();
         match all.is_empty() {
             true => "You have not told me anything about yourself yet.".to_owned(),
             false => format!("This is what I know about you:{}", all.concat()),
         }
+    }
+}
+
+/// Reads the section on the user that the context may hold.
+fn read_section(text: &str) -> Vec<Statement> {
+    let section = text.lines().skip_while(|line| *line != "What is known about the user:").skip(1);
+    section.map_while(|line| line.strip_prefix("- ")).filter_map(read_line).collect()
+}
+
+/// What to say about a thing learnt.
+fn note(statement: &Statement) -> String {
+    match statement.key.as_str() {
+        "name" => format!("Nice to meet you, {}.", statement.value),
+        _ => format!("Noted: {}.", told(statement).replacen('Y', "y", 1)),
     }
 }
 
@@ -355,8 +360,8 @@ mod tests {
 
     /// The name that a message teaches; empty if none.
     fn name_in(text: &str) -> String {
-        let mut known = Known::default();
-        known.learn(text);
+        let messages = [Message::new(Role::User, text)];
+        let known = Known { messages: &messages, statements: OnceCell::new() };
         known.get("name").map(|name| name.value.clone()).unwrap_or_default()
     }
 

@@ -318,6 +318,10 @@ fn sqlite(options: &SqliteConnectOptions, only_read: bool) -> SqliteConnectOptio
         .foreign_keys(true)
         .pragma("secure_delete", "ON")
         .pragma("journal_size_limit", "67108864")
+        // What a statement would need to be undone by itself, and what it sorts, is small.
+        .pragma("temp_store", "MEMORY")
+        // In KiB.
+        .pragma("cache_size", if only_read { "-4096" } else { "-16384" })
         .pragma("trusted_schema", "OFF")
         .pragma("cell_size_check", "ON")
         // A read-only connection could not open a WAL file that needs recovery; this one merely does not write.
