@@ -8,7 +8,13 @@
 //! Writing needs a [`Tx`]: on SQLite there is one connection that writes and several that only read.
 
 use std::{
-    borrow::Cow, cell::RefCell, collections::BTreeSet, future::ready, io, pin::Pin, sync::Arc, time::Duration,
+    borrow::Cow,
+    collections::BTreeSet,
+    future::ready,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use sqlx::{
@@ -463,13 +469,13 @@ impl<'c> Statement<'c> {
 tokio::task_local! {
     /// What a task has sent, for tests that look at the plans of what is really sent.
     #[doc(hidden)]
-    pub static SENT: RefCell<Vec<String>>;
+    pub static SENT: Arc<Mutex<Vec<String>>>;
 }
 
 /// Texts are built from `'static` pieces and placeholders only; see [`Statement::push`].
 fn safe(text: Cow<'static, str>) -> SqlStr {
     // Nobody listens but in tests.
-    let _ = SENT.try_with(|sent| sent.borrow_mut().push(text.to_string()));
+    let _ = SENT.try_with(|sent| sent.lock().unwrap_or_else(PoisonError::into_inner).push(text.to_string()));
     match text {
         Cow::Borrowed(text) => text.into_sql_str(),
         Cow::Owned(text) => AssertSqlSafe(text).into_sql_str(),

@@ -3,13 +3,13 @@
 //! A statement costs a change of threads on SQLite and a round trip on Postgres, whatever it reads. Each lane takes the
 //! reads of its kind that have come in while the last were under way: no timer, so a read alone waits for nobody.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Error, Result,
-    db::{Db, Record, Statement},
+    db::{Db, Record, SENT, Statement},
 };
 
 /// The most reads in one statement; more make the first wait for the last.
@@ -30,7 +30,12 @@ pub(super) trait Read: Send + Sync + 'static {
     ) -> impl Future<Output = sqlx::Result<Vec<Self::Answer>>> + Send + 'a;
 }
 
-type Asked<R> = (R, oneshot::Sender<Result<<R as Read>::Answer>>);
+struct Asked<R: Read> {
+    read: R,
+    done: oneshot::Sender<Result<R::Answer>>,
+    /// Where the asker writes down what is sent.
+    sent: Option<Arc<Mutex<Vec<String>>>>,
+}
 
 /// Takes reads of one kind.
 pub(super) struct Reader<R: Read>(Arc<[mpsc::Sender<Asked<R>>]>);
@@ -57,7 +62,8 @@ impl<R: Read> Reader<R> {
         let stopped = || Error::from(sqlx::Error::PoolClosed);
         // The one that has least to do.
         let lane = self.0.iter().max_by_key(|lane| lane.capacity()).ok_or_else(stopped)?;
-        lane.send((read, done)).await.map_err(|_| stopped())?;
+        let asked = Asked { read, done, sent: SENT.try_with(Arc::clone).ok() };
+        lane.send(asked).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 }
@@ -66,20 +72,20 @@ async fn work<R: Read>(db: Db, mut queue: mpsc::Receiver<Asked<R>>) {
     let mut batch = Vec::with_capacity(MOST);
     while queue.recv_many(&mut batch, MOST).await > 0 {
         // Nobody waits any more for those whose callers have left.
-        batch.retain(|(_, done)| !done.is_closed());
-        let reads: Vec<&R> = batch.iter().map(|(read, _)| read).collect();
-        match R::read_all(&reads, &db).await {
+        batch.retain(|asked| !asked.done.is_closed());
+        let reads: Vec<&R> = batch.iter().map(|asked| &asked.read).collect();
+        let read = R::read_all(&reads, &db);
+        let answers = match batch.iter().find_map(|asked| asked.sent.clone()) {
+            Some(sent) => SENT.scope(sent, read).await,
+            None => read.await,
+        };
+        match answers.map_err(Error::from) {
             Ok(answers) => {
-                for ((_, done), answer) in batch.drain(..).zip(answers) {
-                    drop(done.send(Ok(answer)));
+                for (asked, answer) in batch.drain(..).zip(answers) {
+                    drop(asked.done.send(Ok(answer)));
                 }
             }
-            Err(error) => {
-                let error = Error::from(error);
-                for (_, done) in batch.drain(..) {
-                    drop(done.send(Err(error.clone())));
-                }
-            }
+            Err(error) => batch.drain(..).for_each(|asked| drop(asked.done.send(Err(error.clone())))),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The statements are those that are really sent, written down while the store's functions are called
 //! ([`SENT`]). What goes through the writer's own task is not seen here; it names its rows by their keys.
 
-use std::{cell::RefCell, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use atlus::{
     domain::{
@@ -36,9 +36,9 @@ const TABLES: [&str; 9] = [
 
 /// What is sent for a call.
 async fn sent<T>(call: impl Future<Output = T>) -> Vec<String> {
-    SENT.scope(RefCell::default(), async {
+    SENT.scope(Arc::default(), async {
         call.await;
-        SENT.with(RefCell::take)
+        SENT.with(|sent| std::mem::take(&mut *sent.lock().unwrap()))
     })
     .await
 }
