@@ -5,7 +5,9 @@
 
 Without --postgres the database is a SQLite file in a folder that is removed afterwards.
 """
-import argparse, hashlib, http.client, json, os, re, subprocess, tempfile, time
+import argparse, hashlib, http.client, json, os, tempfile, time
+
+from server import Server
 
 ID = "session_00000000000be4c4"
 WORDS = "the a of bridge river lisbon tram hill light morning coffee harbour train ticket museum walk".split()
@@ -38,15 +40,7 @@ def lines(turns):
     yield json.dumps({"type": "end", "sessions": 1, "turns": turns, "facts": 0, "digest": "sha256:" + every.hexdigest()})
 
 
-class Server:
-    def __init__(self, binary, database):
-        self.process = subprocess.Popen([binary], stderr=subprocess.PIPE, text=True, env={
-            "ATLUS_DATABASE_URL": database, "ATLUS_LISTEN": "127.0.0.1:0", "ATLUS_RATE_LIMIT": "off", "ATLUS_LOG_FORMAT": "text"})
-        for line in self.process.stderr:
-            if found := re.search(r"listening on http://([\d.:]+)", line):
-                self.address = found[1]
-                break
-
+class Archives(Server):
     def request(self, method, path, body=None):
         connection = http.client.HTTPConnection(self.address, timeout=600)
         headers = {"Content-Type": "application/x-ndjson"} if body else {}
@@ -55,20 +49,15 @@ class Server:
         assert answer.status == 200, answer.read()
         return answer
 
-    def memory(self, name):
-        """VmRSS or VmHWM in MiB."""
-        with open(f"/proc/{self.process.pid}/status") as status:
-            return int(re.search(name + r":\s+(\d+)", status.read())[1]) / 1024
-
     def measure(self, what, turns, work):
-        before = self.memory("VmRSS")
+        before = self.memory() / 1024
         with open(f"/proc/{self.process.pid}/clear_refs", "w") as refs:
             refs.write("5")  # the peak is counted from here
         began = time.monotonic()
         result = work()
         seconds = time.monotonic() - began
         print(f"{what}: {seconds:.1f} s, {turns / seconds:.0f} turns per second; resident {before:.1f} MiB before, "
-              f"peak {self.memory('VmHWM') - before:+.1f} MiB, after {self.memory('VmRSS') - before:+.1f} MiB", flush=True)
+              f"peak {self.memory('VmHWM') / 1024 - before:+.1f} MiB, after {self.memory() / 1024 - before:+.1f} MiB", flush=True)
         return result
 
 
@@ -83,7 +72,7 @@ def main():
         with open(archive, "w") as out:
             out.writelines(line + "\n" for line in lines(options.turns))
         print(f"{options.turns} turns, {os.path.getsize(archive) >> 20} MiB")
-        server = Server(options.binary, options.postgres or f"sqlite://{folder}/atlus.db")
+        server = Archives(options.binary, options.postgres or f"sqlite://{folder}/atlus.db")
         try:
             def take(path):
                 with open(path, "rb") as body:
@@ -103,8 +92,7 @@ def main():
             skipped = server.measure("import of what is there", options.turns, lambda: take(exported))
             assert skipped["skipped_sessions"] == 1, skipped
         finally:
-            server.process.terminate()
-            server.process.wait()
+            server.stop()
 
 
 main()

@@ -12,7 +12,7 @@ import os
 import subprocess
 import tempfile
 
-from growth import Server, text
+from server import Server, text
 
 
 def size(database, file):
@@ -41,8 +41,7 @@ def main():
             letters += sum(len(turn["message"]) + len(turn["response"]) for turn in turns)
             server.call("POST", f"/sessions/{session}/turns", {"turns": turns})
         # A server that stops in order leaves no write-ahead log behind.
-        server.process.terminate()
-        server.process.wait()
+        server.stop()
         turns = options.sessions * options.turns
         print(f"{turns} turns: {letters // turns} bytes of text each, {(size(database, file) - before) // turns} on disk")
 

@@ -18,38 +18,16 @@ import collections
 import http.client
 import json
 import multiprocessing
-import os
 import resource
 import socket
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
 
+from server import Server
+
 HOST = "127.0.0.1"
-
-
-class Server:
-    def __init__(self, binary, folder, settings):
-        with socket.socket() as free:
-            free.bind((HOST, 0))
-            self.port = free.getsockname()[1]
-        env = {"ATLUS_LISTEN": f"{HOST}:{self.port}", "ATLUS_DATABASE_URL": f"sqlite://{folder}/hostile.db",
-               "ATLUS_LOG": "warn", "PATH": os.environ["PATH"], **settings}
-        self.process = subprocess.Popen([binary], env=env)
-        for _ in range(200):
-            try:
-                socket.create_connection((HOST, self.port)).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        raise SystemExit("the server did not start")
-
-    def memory(self, name="VmRSS"):
-        """In KiB."""
-        with open(f"/proc/{self.process.pid}/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith(name))
 
 
 class Good:
@@ -222,12 +200,12 @@ def main():
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.binary, folder, dict(setting.split("=", 1) for setting in options.env))
+        settings = {"ATLUS_RATE_LIMIT": "100/60s", **dict(setting.split("=", 1) for setting in options.env)}
+        server = Server(options.binary, f"sqlite://{folder}/hostile.db", **settings)
         try:
             measure(server, options)
         finally:
-            server.process.terminate()
-            server.process.wait()
+            server.stop()
 
 
 def measure(server, options):

@@ -11,10 +11,11 @@ of medians, how often an id of somebody's takes longer than one of nothing (0.5 
 difference as large by chance alone (Mann-Whitney U, two-sided). Of twenty comparisons one is below 0.05 by chance; those
 are marked that are too rare even for the best of twenty.
 """
-import argparse, bisect, http.client, json, math, os, random, re, statistics, subprocess, tempfile, time
+import argparse, bisect, http.client, json, math, random, statistics, subprocess, tempfile, time
+
+from server import JSON, Server
 
 SESSIONS = 20
-JSON = {"Content-Type": "application/json"}
 OPERATIONS = {
     "GET session": ("GET", "/sessions/{id}", None),
     "GET turns": ("GET", "/sessions/{id}/turns", None),
@@ -29,18 +30,9 @@ OPERATIONS = {
 }
 
 
-class Server:
+class Guarded(Server):
     def __init__(self, binary, database, row_security):
-        self.binary = binary
-        self.env = {"ATLUS_DATABASE_URL": database, "ATLUS_LISTEN": "127.0.0.1:0", "ATLUS_AUTH": "required",
-                    "ATLUS_RATE_LIMIT": "off", "ATLUS_LOG": "warn,atlus=info", "ATLUS_LOG_FORMAT": "text",
-                    "ATLUS_ROW_SECURITY": "on" if row_security else "off"}
-        log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([binary], stderr=log, env=self.env)
-        while not (found := re.search(r"listening on http://([\d.:]+)", os.pread(log.fileno(), 1 << 16, 0).decode())):
-            assert self.process.poll() is None, os.pread(log.fileno(), 1 << 16, 0).decode()
-            time.sleep(0.05)
-        self.address = found[1]
+        super().__init__(binary, database, ATLUS_AUTH="required", ATLUS_ROW_SECURITY="on" if row_security else "off")
 
     def client(self, *args):
         made = subprocess.run([self.binary, "keys", "create", "--name", "bench", "--format", "json", *args],
@@ -104,7 +96,7 @@ def main():
     options.add_argument("words", nargs="*", metavar="WORD")
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(options.binary, options.postgres or f"sqlite://{folder}/atlus.db", options.row_security)
+        server = Guarded(options.binary, options.postgres or f"sqlite://{folder}/atlus.db", options.row_security)
         try:
             victim = server.client("--tenant", "acme", "--user", "victim")
             taken = []
@@ -130,8 +122,7 @@ def main():
                     print(f"{who:16}{name:20}{medians[0]:8.0f} µs{medians[1]:8.0f} µs{medians[1] - medians[0]:+9.1f} µs"
                           f"{longer:8.3f}{p:8.3f}{'  <--' if p < 0.05 / 20 else ''}", flush=True)
         finally:
-            server.process.terminate()
-            server.process.wait()
+            server.stop()
 
 
 main()
