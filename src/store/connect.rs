@@ -26,7 +26,7 @@ use super::{
 /// Connections that read from SQLite beside the one that writes.
 const SQLITE_READERS: u32 = 4;
 /// Lanes of the writer on Postgres; each has one transaction under way at most.
-const POSTGRES_LANES: usize = 4;
+const POSTGRES_LANES: usize = 2;
 /// How long to wait for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an instance waits for another that migrates the same SQLite file.
@@ -342,6 +342,10 @@ async fn postgres_pool(
         ("statement_timeout", millis.as_str()),
         ("lock_timeout", LOCK_TIMEOUT),
         ("idle_in_transaction_session_timeout", millis.as_str()),
+        // Each statement is planned once, and by an index, as the tests look at it: by default it is planned again for the
+        // lengths of the arrays that it is given, or once and for all while its tables are still small.
+        ("plan_cache_mode", "force_generic_plan"),
+        ("enable_seqscan", "off"),
     ]);
     // Half the connections write and half read: neither can use up the other's.
     let pool = |connections: u32| {
@@ -357,8 +361,9 @@ async fn postgres_pool(
         // PgBouncer takes no such start parameters; our own deadline still holds.
         Err(sqlx::Error::Database(e)) if e.message().contains("startup parameter") => {
             tracing::info!(
-                "the database is behind a pooler that takes no timeouts at connection: set statement_timeout, \
-                 lock_timeout and idle_in_transaction_session_timeout on the database role"
+                "the database is behind a pooler that takes no settings at connection: set statement_timeout, \
+                 lock_timeout, idle_in_transaction_session_timeout, plan_cache_mode and enable_seqscan on the database \
+                 role"
             );
             if settings.migration_url.is_none() {
                 tracing::warn!(

@@ -167,7 +167,9 @@ impl Db {
     pub async fn clock(&self) -> Result<Timestamp> {
         match self.0.args() {
             Args::Sqlite(_) => Ok(SystemClock.now()),
-            Args::Postgres(_) => self.read(Reach::Everybody, POSTGRES_CLOCK).one().await.map(|(now,)| now),
+            Args::Postgres(_) => {
+                self.read(Reach::Everybody, "SELECT ").push(POSTGRES_NOW).one().await.map(|(now,)| now)
+            }
         }
     }
 
@@ -183,7 +185,7 @@ impl Db {
 }
 
 /// SQLite is part of this process, so its clock is this machine's.
-const POSTGRES_CLOCK: &str = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
+pub const POSTGRES_NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
 
 impl Tx {
     pub fn sql(&mut self, text: &'static str) -> Statement<'_> {
@@ -213,10 +215,15 @@ impl Tx {
         }
         let clock = match self.driver.args() {
             Args::Sqlite(_) => SystemClock.now(),
-            Args::Postgres(_) => self.sql(POSTGRES_CLOCK).one().await.map(|(now,)| now)?,
+            Args::Postgres(_) => self.sql("SELECT ").push(POSTGRES_NOW).one().await.map(|(now,)| now)?,
         };
         self.clock = Some(clock);
         Ok(clock)
+    }
+
+    /// Says what the database's clock is, as some statement of this transaction has read it.
+    pub fn set_clock(&mut self, clock: Timestamp) {
+        self.clock = Some(clock);
     }
 
     /// Tells every instance that listens on `channel`, once this transaction commits. SQLite has no such thing.

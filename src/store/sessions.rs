@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Kind, Result, Store,
-    db::{Column, Db, Reach, Tx},
+    db::{Column, Db, POSTGRES_NOW, Reach, Tx},
     idempotency::Claim,
     reader::{Read, placed},
     writer::{Write, apply_one},
@@ -382,15 +382,19 @@ pub(super) async fn lock(tx: &mut Tx, places: &[(TenantId, i64)]) -> Result<()> 
         return Ok(());
     }
     let locked = tx
-        .sql("SELECT s.session_id FROM ")
+        .sql("SELECT COUNT(*), ")
+        .push(POSTGRES_NOW)
+        .push(" FROM (SELECT s.session_id FROM ")
         .push_rows([
-            ("tenant_id", Column::integers(places, |(tenant, _)| *tenant)),
-            ("session_id", Column::integers(places, |(_, session)| *session)),
+            ("tenant", Column::integers(places, |(tenant, _)| *tenant)),
+            ("id", Column::integers(places, |(_, session)| *session)),
         ])
         .push(
-            " JOIN sessions s ON s.session_id = rows.session_id AND s.tenant_id = rows.tenant_id \
-             ORDER BY s.tenant_id, s.session_id FOR NO KEY UPDATE OF s",
+            " JOIN sessions s ON s.session_id = rows.id AND s.tenant_id = rows.tenant \
+             ORDER BY s.tenant_id, s.session_id FOR NO KEY UPDATE OF s) locked",
         );
-    locked.run().await?;
+    let (_, now): (i64, Timestamp) = locked.one().await?;
+    // Which whoever writes is likely to want, too.
+    tx.set_clock(now);
     Ok(())
 }
