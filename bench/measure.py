@@ -60,7 +60,9 @@ class Bench:
         template = urlsplit(template).path[1:] if template else "template0"
         make = f"CREATE DATABASE {name} TEMPLATE {template}"
         subprocess.run(["psql", "-qX", f"{self.postgres}/postgres", "-c", make], check=True)
-        return f"{self.postgres}/{name}?sslmode=disable"
+        # Whoever asks has its statements planned as the server has.
+        options = "-c%20plan_cache_mode%3Dforce_generic_plan%20-c%20enable_seqscan%3Doff"
+        return f"{self.postgres}/{name}?sslmode=disable&options={options}"
 
     def server(self, stack, database, **settings):
         return stack.enter_context(Server(self.binary, database, **settings))

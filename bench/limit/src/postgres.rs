@@ -11,7 +11,7 @@ use crate::{
     sql::{self, postgres as statements},
 };
 
-const LANES: usize = 4;
+const LANES: usize = 2;
 const READERS: usize = 4;
 
 pub struct Postgres {

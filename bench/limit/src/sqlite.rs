@@ -60,7 +60,7 @@ fn connect(file: &str) -> Result<Connection> {
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; \
          PRAGMA secure_delete = ON; PRAGMA journal_size_limit = 67108864; PRAGMA trusted_schema = OFF; \
-         PRAGMA cell_size_check = ON;",
+         PRAGMA cell_size_check = ON; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384;",
     )?;
     connection.set_prepared_statement_cache_capacity(256);
     Ok(connection)
