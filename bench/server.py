@@ -43,6 +43,8 @@ class Server:
 
     def stop(self):
         """In order, so that SQLite leaves no write-ahead log behind."""
+        # The server would give a client that stays some time to leave.
+        self.connection.close()
         self.process.terminate()
         self.process.wait()
 
