@@ -134,7 +134,7 @@ pub(super) async fn index(tx: &mut Tx, entries: &[Placed<'_>]) -> Result<()> {
     };
     let [session, tenant, number] = turn();
     let created_at = ("created_at", Column::integers(entries, |placed| placed.entry.created_at));
-    let terms = ("terms", Column::texts(&terms, |terms| terms.as_str()));
+    let terms = ("terms", Column::texts(&terms, String::as_str));
     tx.sql(
         "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
          SELECT session, tenant, number, created_at, ",

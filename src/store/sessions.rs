@@ -341,7 +341,7 @@ impl Write for InsertSession {
             ("tenant_id", Column::integers(inserts, |insert| insert.tenant)),
             ("user_id", Column::texts(inserts, |insert| insert.session.user_id.as_str())),
             ("title", Column::texts(inserts, |insert| insert.session.title.as_ref().map(Title::as_str))),
-            ("metadata", Column::texts(&metadata, |metadata| metadata.as_str())),
+            ("metadata", Column::texts(&metadata, String::as_str)),
             (
                 "system_prompt",
                 Column::texts(inserts, |insert| insert.session.system_prompt.as_ref().map(SystemPrompt::as_str)),

@@ -506,7 +506,7 @@ impl Admit {
             ("turn", Column::integers(turns, |(_, turn)| *turn)),
             ("message", Column::texts(turns, |(admit, _)| admit.admission.message.as_str())),
             ("message_tokens", Column::integers(turns, |(admit, _)| admit.admission.message_tokens)),
-            ("metadata", Column::texts(&metadata, |metadata| metadata.as_str())),
+            ("metadata", Column::texts(&metadata, String::as_str)),
             ("request_id", Column::texts(turns, |(admit, _)| admit.admission.request_id.as_str())),
             ("created_at", Column::integers(turns, |(admit, _)| admit.admission.now)),
             ("lease_token", Column::integers(turns, |(admit, _)| admit.admission.lease_token)),
@@ -797,7 +797,7 @@ pub(super) async fn insert_ended(tx: &mut Tx, tenant: TenantId, turns: &[Turn]) 
         ("total_tokens", Column::integers(turns, |turn| turn.total_tokens)),
         ("execution_us", Column::integers(turns, |turn| turn.execution_us)),
         ("request_id", Column::texts(turns, |turn| turn.request_id.as_str())),
-        ("metadata", Column::texts(&metadata, |metadata| metadata.as_str())),
+        ("metadata", Column::texts(&metadata, String::as_str)),
         ("created_at", Column::integers(turns, |turn| turn.created_at)),
         ("completed_at", Column::integers(turns, |turn| turn.completed_at)),
     ])
