@@ -61,7 +61,7 @@ class Bench:
         make = f"CREATE DATABASE {name} TEMPLATE {template}"
         subprocess.run(["psql", "-qX", f"{self.postgres}/postgres", "-c", make], check=True)
         # Whoever asks has its statements planned as the server has.
-        options = "-c%20plan_cache_mode%3Dforce_generic_plan%20-c%20enable_seqscan%3Doff"
+        options = "-c%20plan_cache_mode%3Dforce_generic_plan%20-c%20enable_seqscan%3Doff%20-c%20jit%3Doff"
         return f"{self.postgres}/{name}?sslmode=disable&options={options}"
 
     def server(self, stack, database, **settings):

@@ -346,6 +346,8 @@ async fn postgres_pool(
         // lengths of the arrays that it is given, or once and for all while its tables are still small.
         ("plan_cache_mode", "force_generic_plan"),
         ("enable_seqscan", "off"),
+        // Where there is no index to take, the plan looks dear enough to be compiled, which takes longer than to run it.
+        ("jit", "off"),
     ]);
     // Half the connections write and half read: neither can use up the other's.
     let pool = |connections: u32| {
@@ -362,8 +364,8 @@ async fn postgres_pool(
         Err(sqlx::Error::Database(e)) if e.message().contains("startup parameter") => {
             tracing::info!(
                 "the database is behind a pooler that takes no settings at connection: set statement_timeout, \
-                 lock_timeout, idle_in_transaction_session_timeout, plan_cache_mode and enable_seqscan on the database \
-                 role"
+                 lock_timeout, idle_in_transaction_session_timeout, plan_cache_mode, enable_seqscan and jit on the \
+                 database role"
             );
             if settings.migration_url.is_none() {
                 tracing::warn!(
