@@ -57,8 +57,8 @@ struct Row {
     turns: String,
 }
 
-/// The window sums tokens from the newest turn back, with 8 for the frames of a turn's two messages, and ends at the first
-/// turn that is too much: no more are looked at, however long the session is. Only turns after it have their text read.
+/// The window sums tokens from the newest turn back, with 8 for the frames of a turn's two messages, of 1000 turns at most,
+/// and ends at the first turn that is too much: no more are looked at, however long the session is. Only turns after it have their text read.
 macro_rules! context_sql {
     ($array:literal, $list:literal) => {
         concat!(

@@ -148,8 +148,7 @@ async fn apply_together<W: Write>(items: &mut [&mut dyn Item], tx: &mut Tx) -> R
 async fn work(db: Db, mut queue: mpsc::Receiver<Box<dyn Item>>, most: usize) {
     let mut batch = Vec::with_capacity(most);
     while queue.recv_many(&mut batch, most).await > 0 {
-        // Rows are locked in one order everywhere, or two instances would wait for each other. Stable, so
-        // that writes to one session keep theirs.
+        // Writes to one session stand together, and stay in their order.
         batch.sort_by_key(|item| item.place());
         match commit(&db, &mut batch).await {
             // One write was refused by the database and the rest undone with it: each again, by itself.
@@ -192,6 +191,7 @@ async fn commit(db: &Db, batch: &mut [Box<dyn Item>]) -> Result<()> {
 
 /// Applies the first write to each place, those of a kind together, then the second, and so on.
 async fn apply(tx: &mut Tx, places: &[(TenantId, i64)], batch: &mut [Box<dyn Item>]) -> Result<()> {
+    // Rows are locked in one order everywhere, or two instances would wait for each other.
     if places.len() > 1 {
         sessions::lock(tx, places).await?;
     }
