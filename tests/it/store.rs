@@ -298,6 +298,49 @@ async fn writes_that_come_together_share_transactions() {
 }
 
 #[tokio::test]
+async fn writes_share_no_more_transactions_than_the_setting_lets_them() {
+    let database = Database::on(atlus::store::Kind::Postgres).await;
+    let mut settings = database.settings();
+    settings.write_batch = 1;
+    let store = Store::connect(&settings).await.unwrap();
+    let sessions = (0..50).map(|_| Session::new(UserId::default(), NOW));
+    let writes = sessions.map(|session| store.insert_session(&ANYONE, session, None));
+    futures_util::future::join_all(writes).await.into_iter().for_each(|outcome| outcome.unwrap());
+    let transactions = "SELECT COUNT(DISTINCT xmin::text) FROM sessions";
+    let (transactions,): (i64,) =
+        store.database().read(atlus::store::db::Reach::Everybody, transactions).one().await.unwrap();
+    assert_eq!(transactions, 50);
+}
+
+#[tokio::test]
+async fn postgres_plans_statements_once_and_by_their_indexes() {
+    let database = Database::on(atlus::store::Kind::Postgres).await;
+    let mut settings = database.settings();
+    // A pooler takes no settings.
+    settings.url = database.direct.parse().unwrap();
+    let store = Store::connect(&settings).await.unwrap();
+    for (setting, expected) in
+        [("SHOW plan_cache_mode", "force_generic_plan"), ("SHOW enable_seqscan", "off"), ("SHOW jit", "off")]
+    {
+        let shown = store.database().read(atlus::store::db::Reach::Everybody, setting);
+        assert_eq!(shown.one::<(String,)>().await.unwrap().0, expected, "{setting}");
+    }
+}
+
+#[tokio::test]
+async fn sqlite_is_built_to_plan_no_statement_again() {
+    let database = Database::on(atlus::store::Kind::Sqlite).await;
+    let store = database.store().await;
+    let options = store.database().read(atlus::store::db::Reach::Everybody, "PRAGMA compile_options");
+    let options: Vec<(String,)> = options.all().await.unwrap();
+    let has = |name: &str| options.iter().any(|(option,)| option == name);
+    assert!(
+        has("ENABLE_QPSG") && has("DEFAULT_MEMSTATUS=0") && !has("ENABLE_MEMORY_MANAGEMENT"),
+        "{options:?}"
+    );
+}
+
+#[tokio::test]
 async fn tls_is_as_the_url_says() {
     let authority =
         std::env::var("ATLUS_TEST_POSTGRES_CA").expect("scripts/test names a certificate authority");
