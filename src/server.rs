@@ -41,17 +41,7 @@ use crate::{
         ids::RequestId,
     },
     jobs,
-    middleware::{
-        access_log::access_log,
-        cors::cors,
-        headers::headers,
-        limit::limit,
-        measure::measure,
-        observe::observe,
-        origin::{Gate, guard},
-        refuse::refuse,
-        request_id::request_id,
-    },
+    middleware::{Every, origin::Gate},
 };
 use patience::{Patience, Patient};
 use places::{Places, Work};
@@ -92,18 +82,8 @@ pub struct ServerSettings {
 pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Output = Response> + use<> {
     let bodies = Arc::new(Semaphore::new(settings.max_bodies_bytes));
     let requests = Arc::new(Semaphore::new(settings.max_requests));
-    let (gate, origins) = (Arc::new(settings.gate.clone()), Arc::new(settings.gate.origins.clone()));
-    api::routes(app)
-        .data(BodyLimit { bytes: settings.max_body_bytes, all: bodies })
-        .around(move |next, request| limit(requests.clone(), next, request))
-        .around(move |next, request| guard(gate.clone(), next, request))
-        .around(refuse)
-        .around(move |next, request| cors(origins.clone(), next, request))
-        .around(headers)
-        .around(access_log)
-        .around(measure)
-        .around(observe)
-        .around(request_id)
+    let routes = api::routes(app).data(BodyLimit { bytes: settings.max_body_bytes, all: bodies });
+    Every { routes, gate: settings.gate.clone(), requests }
 }
 
 /// Serves until `app.stopping` is cancelled, then finishes what is under way. Jobs run meanwhile.

@@ -343,8 +343,8 @@ impl SessionsApi {
     ) -> Result<Tagged<SessionWithMemory>, ApiError> {
         let not_found = || ApiError::session_not_found(&session_id.text);
         let (id, now) = (session_id.id.ok_or_else(not_found)?, self.now());
-        let session = self.0.store.session(&caller, id).await?.ok_or_else(not_found)?;
-        let has_memory = self.0.store.has_memory(&caller, id).await?;
+        let found = self.0.store.session_and_memory(&caller, id).await?;
+        let (session, has_memory) = found.ok_or_else(not_found)?;
         let memory = MemoryOverview {
             session_id: id,
             has_session_memory: has_memory,

@@ -1,9 +1,7 @@
 //! Headers that keep browsers from doing more with an answer than was meant.
 
-use std::sync::Arc;
-
 use poem::{
-    Endpoint, Request, Response, Result,
+    Response,
     http::{HeaderName, HeaderValue, header},
 };
 
@@ -25,11 +23,9 @@ const HEADERS: [(HeaderName, &str); 8] = [
     (header::CACHE_CONTROL, "no-store"),
 ];
 
-pub async fn headers<E: Endpoint<Output = Response>>(next: Arc<E>, request: Request) -> Result<Response> {
-    let arrival = request.data::<Arrival>().cloned();
-    let mut response = next.call(request).await?;
-    let rate = arrival.iter().filter_map(|arrival| arrival.notes.rate()).flat_map(Taken::headers);
-    for (name, value) in rate {
+/// Adds these, and what is left of the client's window of the rate limit.
+pub fn add(response: &mut Response, arrival: &Arrival) {
+    for (name, value) in arrival.notes.rate().into_iter().flat_map(Taken::headers) {
         if let Ok(value) = HeaderValue::from_str(&value) {
             response.headers_mut().insert(name, value);
         }
@@ -37,5 +33,4 @@ pub async fn headers<E: Endpoint<Output = Response>>(next: Arc<E>, request: Requ
     for (name, value) in HEADERS {
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
-    Ok(response)
 }

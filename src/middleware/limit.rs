@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use poem::{Endpoint, Request, Result};
+use poem::Request;
 use tokio::sync::Semaphore;
 
 use crate::api::{Place, error::ApiError};
@@ -10,14 +10,11 @@ use crate::api::{Place, error::ApiError};
 /// What is answered however much is under way: whether the server lives, and how it is.
 const ALWAYS: [&str; 4] = ["/livez", "/readyz", "/api/v1/health", "/metrics"];
 
-pub async fn limit<E: Endpoint>(
-    places: Arc<Semaphore>,
-    next: Arc<E>,
-    mut request: Request,
-) -> Result<E::Output> {
+/// Gives the request a place among those under way, if one is free.
+pub fn take_place(places: &Arc<Semaphore>, request: &mut Request) -> Result<(), ApiError> {
     if !ALWAYS.contains(&request.uri().path()) {
-        let place = places.try_acquire_owned().map_err(|_| ApiError::overloaded())?;
+        let place = places.clone().try_acquire_owned().map_err(|_| ApiError::overloaded())?;
         request.extensions_mut().insert(Place::new(place));
     }
-    next.call(request).await
+    Ok(())
 }

@@ -7,11 +7,10 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
-    sync::Arc,
 };
 
 use poem::{
-    Endpoint, Request, Result,
+    Request, Result,
     http::{HeaderMap, HeaderValue, Method, Version, header},
 };
 
@@ -45,13 +44,9 @@ pub struct Origins {
 const PUBLIC: [&str; 7] =
     ["/livez", "/readyz", "/api/v1/health", "/docs", "/api/v1/docs", "/openapi.json", "/openapi.yaml"];
 
-pub async fn guard<E: Endpoint>(gate: Arc<Gate>, next: Arc<E>, request: Request) -> Result<E::Output> {
-    gate.check(&request)?;
-    next.call(request).await
-}
-
 impl Gate {
-    fn check(&self, request: &Request) -> Result<(), ApiError> {
+    /// Refuses a request that a page of others may have sent.
+    pub fn check(&self, request: &Request) -> Result<(), ApiError> {
         let host = host(request)?;
         if !self.open || PUBLIC.contains(&request.uri().path()) {
             return Ok(());

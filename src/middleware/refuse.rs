@@ -1,10 +1,10 @@
 //! Gives every failure the contract's shape, whoever raised it: a handler, poem, poem-openapi or a panic.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
 use poem::{
-    Endpoint, Error, IntoResponse, Request, Response, Result,
+    Error, Response, Result,
     error::{NotFoundError, ParsePathError},
     http::StatusCode,
 };
@@ -12,24 +12,20 @@ use poem_openapi::error::{ParseParamError, ParsePathError as ParseOpenApiPathErr
 
 use crate::{
     api::{Arrival, error::ApiError, error::Code},
-    domain::{
-        clock::{Clock, SystemClock},
-        ids::RequestId,
-    },
+    domain::clock::{Clock, SystemClock},
 };
 
-pub async fn refuse<E: Endpoint>(next: Arc<E>, request: Request) -> Result<Response> {
-    let request_id = request.data::<Arrival>().map(|arrival| arrival.request_id.clone());
-    let outcome = AssertUnwindSafe(next.call(request)).catch_unwind().await;
-    let refusal = match outcome {
-        Ok(Ok(response)) => return Ok(response.into_response()),
+/// The answer that work comes to, or else a refusal.
+pub async fn answered(work: impl Future<Output = Result<Response>>, arrival: &Arrival) -> Response {
+    let refusal = match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(Ok(response)) => return response,
         Ok(Err(error)) => translate(&error),
         Err(_) => {
             tracing::error!("a handler panicked");
             ApiError::internal()
         }
     };
-    Ok(refusal.render(request_id.unwrap_or_else(RequestId::random), SystemClock.now()))
+    refusal.render(arrival.request_id.clone(), SystemClock.now())
 }
 
 /// Finds the contract's code for an error.
@@ -62,17 +58,16 @@ fn translate(error: &Error) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use poem::{EndpointExt, endpoint::make_sync, http::header};
+    use poem::http::header;
     use serde_json::Value;
 
     use super::*;
+    use crate::domain::ids::RequestId;
 
     #[tokio::test]
     async fn a_panic_is_answered_and_tells_nothing() {
-        let endpoint = make_sync(|_| -> Response { panic!("with a secret") }).around(refuse);
         let arrival = Arrival::now(RequestId::random());
-        let request = Request::builder().extension(arrival.clone()).finish();
-        let response = endpoint.call(request).await.unwrap();
+        let response = answered(async { panic!("with a secret") }, &arrival).await;
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
         let body: Value = response.into_body().into_json().await.unwrap();

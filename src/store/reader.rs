@@ -5,7 +5,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::yield_now,
+};
 
 use super::{
     Error, Result,
@@ -70,7 +73,15 @@ impl<R: Read> Reader<R> {
 
 async fn work<R: Read>(db: Db, mut queue: mpsc::Receiver<Asked<R>>) {
     let mut batch = Vec::with_capacity(MOST);
-    while queue.recv_many(&mut batch, MOST).await > 0 {
+    while let Some(first) = queue.recv().await {
+        batch.push(first);
+        // Whatever else is ready to run may bring a read: an asker's own thread would have this go next.
+        yield_now().await;
+        while batch.len() < MOST
+            && let Ok(next) = queue.try_recv()
+        {
+            batch.push(next);
+        }
         // Nobody waits any more for those whose callers have left.
         batch.retain(|asked| !asked.done.is_closed());
         let reads: Vec<&R> = batch.iter().map(|asked| &asked.read).collect();

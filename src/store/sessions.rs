@@ -128,15 +128,17 @@ impl Store {
     }
 
     pub async fn session(&self, caller: &Caller, id: SessionId) -> Result<Option<Session>> {
-        self.sessions.read(ReadSession { caller: caller.clone(), id }).await
+        Ok(self.session_and_memory(caller, id).await?.map(|(session, _)| session))
     }
 
-    /// Whether a session's working memory, profile and summary have their place.
-    pub async fn has_memory(&self, caller: &Caller, id: SessionId) -> Result<bool> {
-        let text = "SELECT EXISTS (SELECT 1 FROM session_memory WHERE session_id = $1 AND tenant_id = $2";
-        let has = self.db.read(caller, text).bind(id).bind(caller.tenant).of(caller);
-        let (has,) = has.push(")").one().await?;
-        Ok(has)
+    /// A session, and whether its working memory, profile and summary have their place.
+    pub async fn session_and_memory(
+        &self,
+        caller: &Caller,
+        id: SessionId,
+    ) -> Result<Option<(Session, bool)>> {
+        let found = self.sessions.read(ReadSession { caller: caller.clone(), id }).await?;
+        Ok(found.map(|Found { session, has_memory }| (session, has_memory)))
     }
 
     /// A page of sessions that starts after `after`, at most `limit` of them.
@@ -271,13 +273,25 @@ pub(super) struct ReadSession {
     id: SessionId,
 }
 
-impl Read for ReadSession {
-    type Answer = Option<Session>;
+#[derive(sqlx::FromRow)]
+pub(super) struct Found {
+    #[sqlx(flatten)]
+    session: Session,
+    has_memory: bool,
+}
 
-    async fn read_all(reads: &[&Self], db: &Db) -> sqlx::Result<Vec<Option<Session>>> {
+impl Read for ReadSession {
+    type Answer = Option<Found>;
+
+    async fn read_all(reads: &[&Self], db: &Db) -> sqlx::Result<Vec<Option<Found>>> {
         let reach = Reach::Tenants(reads.iter().map(|read| read.caller.tenant).collect());
         let places: Vec<i64> = (0..).zip(reads).map(|(place, _)| place).collect();
-        let found = db.read(reach, concat!("SELECT place, ", columns!())).push_rows([
+        let text = concat!(
+            "SELECT place, EXISTS (SELECT 1 FROM session_memory m WHERE m.session_id = id AND m.tenant_id = tenant) ",
+            "AS has_memory, ",
+            columns!()
+        );
+        let found = db.read(reach, text).push_rows([
             ("place", Column::integers(&places, |place| *place)),
             ("id", Column::integers(reads, |read| read.id)),
             ("tenant", Column::integers(reads, |read| read.caller.tenant)),

@@ -197,7 +197,6 @@ on_both! {
         let after = Some(Position { key: 1, id: 0 });
         let all = [
             ("session", sent(store.session(me, id)).await),
-            ("has memory", sent(store.has_memory(me, id)).await),
             ("memory", sent(store.memory(me, id)).await),
             ("latest turn", sent(store.latest_turn(me, id)).await),
             ("turn", sent(store.turn(me, id, 1)).await),
