@@ -89,6 +89,12 @@ pub struct Learnt {
     pub profile: ProfileChange,
 }
 
+impl Learnt {
+    pub fn is_empty(&self) -> bool {
+        self.facts.is_empty() && self.profile == ProfileChange::default()
+    }
+}
+
 /// A fact as it is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KnownFact {

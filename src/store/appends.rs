@@ -93,7 +93,9 @@ impl Write for Append {
         let entries: Vec<Entry> =
             (first..).zip(&self.entries).map(|(turn, entry)| Entry { turn, ..entry.clone() }).collect();
         let placed = |entry| Placed { tenant, user: &user, session: *session, entry };
-        search::index(tx, &entries.iter().map(placed).collect::<Vec<_>>()).await?;
+        if let Some(index) = search::index(tx, &entries.iter().map(placed).collect::<Vec<_>>()) {
+            index.run().await?;
+        }
         for (turn, learnt) in turns.iter().zip(&self.appendix.learnt) {
             // What is said to be of the future must not outlive what is stated later.
             let at = turn.created_at.min(*now);

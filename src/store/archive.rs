@@ -17,7 +17,6 @@ use super::{
     search::{self, Entry, Placed},
     sessions::InsertSession,
     turns::insert_ended,
-    writer::Write,
 };
 use crate::domain::{
     archive::{ArchivedFact, ArchivedSession, Bad, Counts, Item, Memory, Of, Reader, Writer},
@@ -632,7 +631,9 @@ impl Open {
         self.turns.clear();
         let Session { id, user_id, .. } = &self.session.session;
         let placed = |entry| Placed { tenant, user: user_id, session: *id, entry };
-        search::index(tx, &self.entries.iter().map(placed).collect::<Vec<_>>()).await?;
+        if let Some(index) = search::index(tx, &self.entries.iter().map(placed).collect::<Vec<_>>()) {
+            index.run().await?;
+        }
         self.entries.clear();
         (self.bytes, self.heard) = (0, Instant::now());
         Ok(())
@@ -645,7 +646,8 @@ impl Open {
         let erased_turns = completed_turns - self.completed;
         let session = Session { completed_turns, ..session.clone() };
         let id = session.id;
-        InsertSession { tenant, session, last_turn: self.last_turn, remember: None }.apply(tx).await?;
+        let insert = InsertSession { tenant, session, last_turn: self.last_turn, remember: None };
+        InsertSession::insert(&[&insert], tx).run().await?;
         let erased = "UPDATE sessions SET erased_turns = $3 WHERE session_id = $1 AND tenant_id = $2";
         tx.sql(erased).bind(id).bind(tenant).bind(erased_turns).run().await?;
         tx.sql(

@@ -17,9 +17,10 @@ use std::{
     time::Duration,
 };
 
+use futures_util::TryStreamExt;
 use sqlx::{
-    Arguments, AssertSqlSafe, Database, Encode, Executor, FromRow, IntoArguments, Pool, Postgres, SqlSafeStr,
-    SqlStr, Sqlite, Type,
+    Arguments, AssertSqlSafe, Database, Either, Encode, Executor, FromRow, IntoArguments, Pool, Postgres,
+    SqlSafeStr, SqlStr, Sqlite, Type,
     error::BoxDynError,
     pool::PoolConnection,
     postgres::{PgArguments, PgRow},
@@ -118,9 +119,12 @@ pub struct PoolUse {
 #[derive(Clone)]
 pub struct Db(Arc<dyn Driver>);
 
-/// A transaction that may write. Dropping it undoes everything, by closing its connection.
+/// A transaction that may write. It begins with its first statement. Dropping it undoes everything, by closing its
+/// connection.
 pub struct Tx {
     driver: Box<dyn TxDriver>,
+    /// Whether nothing follows the work at hand.
+    ends: bool,
     /// The database's clock, as read first in this transaction.
     clock: Option<Timestamp>,
 }
@@ -145,7 +149,14 @@ impl Db {
     /// Starts a statement that reads, and that both databases read the same way. Placeholders are `$1`, `$2`, …
     pub fn read(&self, reach: impl Into<Reach>, text: &'static str) -> Statement<'_> {
         let on = On::Pool(&*self.0, reach.into());
-        Statement { text: Cow::Borrowed(text), args: self.0.args(), on, error: None }
+        Statement {
+            text: Cow::Borrowed(text),
+            args: self.0.args(),
+            on,
+            error: None,
+            last: false,
+            ends: false,
+        }
     }
 
     /// Starts a reading statement that the two databases spell differently.
@@ -194,7 +205,14 @@ impl Tx {
             args: self.driver.args(),
             on: On::Tx(&mut *self.driver),
             error: None,
+            last: false,
+            ends: self.ends,
         }
+    }
+
+    /// Says that nothing follows the work at hand; see [`Statement::last`].
+    pub fn nothing_follows(&mut self) {
+        self.ends = true;
     }
 
     pub fn sql_each(&mut self, sqlite: &'static str, postgres: &'static str) -> Statement<'_> {
@@ -346,6 +364,9 @@ pub struct Statement<'c> {
     args: Args,
     on: On<'c>,
     error: Option<sqlx::Error>,
+    /// Whether its transaction is committed with it, and whether that may be.
+    last: bool,
+    ends: bool,
 }
 
 impl<'c> Statement<'c> {
@@ -435,6 +456,21 @@ impl<'c> Statement<'c> {
         }
     }
 
+    /// Appends the database's clock.
+    pub fn push_clock(self) -> Self {
+        match self.args {
+            Args::Sqlite(_) => self.push_bind(SystemClock.now()),
+            Args::Postgres(_) => self.push(POSTGRES_NOW),
+        }
+    }
+
+    /// Commits with it what was done in its transaction, unless more follows by others' hands: it saves a round trip on
+    /// Postgres and a change of threads on SQLite. What its caller sends after it begins anew.
+    pub fn last(mut self) -> Self {
+        self.last = self.ends;
+        self
+    }
+
     /// Sends it; how many rows changed. Only within a transaction.
     pub fn run(self) -> BoxFuture<'c, u64> {
         match (self.error, self.on) {
@@ -442,7 +478,7 @@ impl<'c> Statement<'c> {
             (None, On::Pool(..)) => {
                 Box::pin(ready(Err(sqlx::Error::Protocol("only a transaction may write".to_owned()))))
             }
-            (None, On::Tx(on)) => on.execute(safe(self.text), self.args),
+            (None, On::Tx(on)) => on.execute(safe(self.text), self.args, self.last),
         }
     }
 
@@ -468,7 +504,7 @@ impl<'c> Statement<'c> {
         match (self.error, self.on) {
             (Some(error), _) => Box::pin(ready(Err(error))),
             (None, On::Pool(on, reach)) => on.fetch(reach, safe(self.text), self.args),
-            (None, On::Tx(on)) => on.fetch(safe(self.text), self.args),
+            (None, On::Tx(on)) => on.fetch(safe(self.text), self.args, self.last),
         }
     }
 }
@@ -531,14 +567,17 @@ trait Driver: Send + Sync {
 
 trait TxDriver: Send {
     fn args(&self) -> Args;
-    fn execute(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, u64>;
-    fn fetch(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>>;
+    /// Sends a statement; with `commit`, the last one.
+    fn execute(&mut self, text: SqlStr, args: Args, commit: bool) -> BoxFuture<'_, u64>;
+    fn fetch(&mut self, text: SqlStr, args: Args, commit: bool) -> BoxFuture<'_, Vec<Row>>;
     fn end(self: Box<Self>, how: &'static str) -> BoxFuture<'static, ()>;
 }
 
 /// What differs between the two drivers.
 trait Backend: Database {
     const BEGIN: &'static str;
+    /// Whether statements with arguments can be sent several at once.
+    const SEVERAL: bool;
     fn wrap_args(args: Self::Arguments) -> Args;
     fn unwrap_args(args: Args) -> Result<Self::Arguments>;
     fn wrap_row(row: Self::Row) -> Row;
@@ -546,9 +585,10 @@ trait Backend: Database {
 }
 
 macro_rules! backend {
-    ($db:ident, $args:ty, $row:ty, $begin:literal) => {
+    ($db:ident, $args:ty, $row:ty, $begin:literal, $several:literal) => {
         impl Backend for $db {
             const BEGIN: &'static str = $begin;
+            const SEVERAL: bool = $several;
             fn wrap_args(args: $args) -> Args {
                 Args::$db(args)
             }
@@ -567,8 +607,8 @@ macro_rules! backend {
         }
     };
 }
-backend!(Sqlite, SqliteArguments, SqliteRow, "BEGIN IMMEDIATE");
-backend!(Postgres, PgArguments, PgRow, "BEGIN");
+backend!(Sqlite, SqliteArguments, SqliteRow, "BEGIN IMMEDIATE", true);
+backend!(Postgres, PgArguments, PgRow, "BEGIN", false);
 
 struct Pools<DB: Database> {
     readers: Pool<DB>,
@@ -584,6 +624,8 @@ struct Held<DB: Database> {
     deadline: Duration,
     /// A statement was sent and its end not seen, or a transaction is open.
     dirty: bool,
+    /// A transaction is open, or may be.
+    begun: bool,
 }
 
 impl<DB: Database> Drop for Held<DB> {
@@ -601,7 +643,7 @@ where
     DB::Arguments: IntoArguments<DB>,
 {
     async fn of(pool: &Pool<DB>, deadline: Duration) -> Result<Self> {
-        Ok(Self { connection: pool.acquire().await?, deadline, dirty: false })
+        Ok(Self { connection: pool.acquire().await?, deadline, dirty: false, begun: false })
     }
 
     /// Waits for a statement at most until the deadline; the server may be gone without a word.
@@ -612,9 +654,41 @@ where
         })
     }
 
-    async fn run(&mut self, text: SqlStr, args: Args) -> Result<u64> {
-        let query = sqlx::query_with(text, DB::unwrap_args(args)?);
-        Self::within(self.deadline, query.execute(&mut *self.connection)).await.map(DB::changed)
+    /// Sends a statement of a transaction, which begins with the first, and with `commit` ends with this one.
+    async fn run(&mut self, text: SqlStr, args: Args, commit: bool) -> Result<(u64, Vec<Row>)> {
+        let begin = !self.begun;
+        (self.dirty, self.begun) = (true, true);
+        let (before, after) = (DB::SEVERAL && begin, DB::SEVERAL && commit);
+        // Where they are sent one by one, one alone is a transaction.
+        let alone = begin && commit;
+        if !DB::SEVERAL && begin && !alone {
+            self.send(DB::BEGIN).await?;
+        }
+        let text = match (before, after) {
+            (false, false) => text,
+            (true, false) => AssertSqlSafe(format!("{}; {}", DB::BEGIN, text.as_str())).into_sql_str(),
+            (false, true) => AssertSqlSafe(format!("{}; COMMIT", text.as_str())).into_sql_str(),
+            (true, true) => AssertSqlSafe(format!("{}; {}; COMMIT", DB::BEGIN, text.as_str())).into_sql_str(),
+        };
+        let (mut changed, mut rows) = (Vec::new(), Vec::new());
+        let outcomes = self.connection.fetch_many(sqlx::query_with(text, DB::unwrap_args(args)?));
+        let all = outcomes.try_for_each(|outcome| {
+            match outcome {
+                Either::Left(done) => changed.push(DB::changed(done)),
+                Either::Right(row) => rows.push(DB::wrap_row(row)),
+            }
+            ready(Ok(()))
+        });
+        Self::within(self.deadline, all).await?;
+        if !DB::SEVERAL && commit && !alone {
+            self.send("COMMIT").await?;
+        }
+        if commit {
+            (self.dirty, self.begun) = (false, false);
+        }
+        // SQLite tells for what begins and ends a transaction how many rows changed before.
+        let own = changed.len().saturating_sub(usize::from(before) + usize::from(after));
+        Ok((changed.into_iter().skip(usize::from(before)).take(own).sum(), rows))
     }
 
     async fn rows(&mut self, text: SqlStr, args: Args) -> Result<Vec<Row>> {
@@ -691,12 +765,11 @@ where
     fn begin(&self, reach: Reach) -> BoxFuture<'_, Tx> {
         Box::pin(async move {
             let mut held = Held::of(&self.writers, self.deadline).await?;
-            held.dirty = true;
-            match self.row_security {
-                true => held.begin_within(&reach).await?,
-                false => held.send(DB::BEGIN).await?,
+            if self.row_security {
+                (held.dirty, held.begun) = (true, true);
+                held.begin_within(&reach).await?;
             }
-            Ok(Tx { driver: Box::new(held), clock: None })
+            Ok(Tx { driver: Box::new(held), ends: false, clock: None })
         })
     }
 
@@ -726,17 +799,19 @@ where
         DB::wrap_args(DB::Arguments::default())
     }
 
-    fn execute(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, u64> {
-        Box::pin(self.run(text, args))
+    fn execute(&mut self, text: SqlStr, args: Args, commit: bool) -> BoxFuture<'_, u64> {
+        Box::pin(async move { Ok(self.run(text, args, commit).await?.0) })
     }
 
-    fn fetch(&mut self, text: SqlStr, args: Args) -> BoxFuture<'_, Vec<Row>> {
-        Box::pin(self.rows(text, args))
+    fn fetch(&mut self, text: SqlStr, args: Args, commit: bool) -> BoxFuture<'_, Vec<Row>> {
+        Box::pin(async move { Ok(self.run(text, args, commit).await?.1) })
     }
 
     fn end(mut self: Box<Self>, how: &'static str) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            self.send(how).await?;
+            if self.begun {
+                self.send(how).await?;
+            }
             self.dirty = false;
             Ok(())
         })

@@ -119,11 +119,12 @@ impl Placed<'_> {
     }
 }
 
-/// Writes entries, each of another turn.
-pub(super) async fn index(tx: &mut Tx, entries: &[Placed<'_>]) -> Result<()> {
+/// A statement that writes entries, each of another turn; none if there are no entries.
+pub(super) fn index<'c>(tx: &'c mut Tx, entries: &[Placed<'_>]) -> Option<Statement<'c>> {
     if entries.is_empty() {
-        return Ok(());
+        return None;
     }
+    let kind = tx.kind();
     let terms: Vec<_> = entries.iter().map(Placed::terms).collect();
     let turn = || {
         [
@@ -135,32 +136,28 @@ pub(super) async fn index(tx: &mut Tx, entries: &[Placed<'_>]) -> Result<()> {
     let [session, tenant, number] = turn();
     let created_at = ("created_at", Column::integers(entries, |placed| placed.entry.created_at));
     let terms = ("terms", Column::texts(&terms, String::as_str));
-    tx.sql(
-        "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
-         SELECT session, tenant, number, created_at, ",
-    )
-    .push_each("terms", "array_to_tsvector(string_to_array(terms, ' '))")
-    .push(" FROM ")
-    .push_rows([session, tenant, number, created_at, terms])
-    .run()
-    .await?;
-    if tx.kind() == Kind::Sqlite {
-        let [session, tenant, _] = turn();
-        tx.sql("INSERT INTO search_blocks (session_id, tenant_id) SELECT session, tenant FROM ")
-            .push_rows([session, tenant])
-            .push(" WHERE true ON CONFLICT DO NOTHING")
-            .run()
-            .await?;
-        tx.sql("INSERT INTO search_terms (rowid, terms) SELECT place, terms FROM ")
-            .push_rows(turn())
-            .push(
-                " CROSS JOIN search_places ON session_id = session AND tenant_id = tenant AND turn = number",
-            )
-            .push(IN_ITS_ORDER)
-            .run()
-            .await?;
+    let index = tx
+        .sql(
+            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
+             SELECT session, tenant, number, created_at, ",
+        )
+        .push_each("terms", "array_to_tsvector(string_to_array(terms, ' '))")
+        .push(" FROM ")
+        .push_rows([session, tenant, number, created_at, terms]);
+    if kind == Kind::Postgres {
+        return Some(index);
     }
-    Ok(())
+    let [session, tenant, _] = turn();
+    let index = index
+        .push("; INSERT INTO search_blocks (session_id, tenant_id) SELECT session, tenant FROM ")
+        .push_rows([session, tenant])
+        .push(" WHERE true ON CONFLICT DO NOTHING");
+    let index = index
+        .push("; INSERT INTO search_terms (rowid, terms) SELECT place, terms FROM ")
+        .push_rows(turn())
+        .push(" CROSS JOIN search_places ON session_id = session AND tenant_id = tenant AND turn = number")
+        .push(IN_ITS_ORDER);
+    Some(index)
 }
 
 /// SQLite's index writes out what it holds in memory whenever a lower row follows.
@@ -401,7 +398,9 @@ impl Store {
             old.last().map(|(session, tenant, turn, ..)| OldTurn(session.number(), tenant.number(), *turn));
         for (session, tenant, turn, created_at, user, message, response) in old {
             let entry = Entry::new(turn, created_at, [&message, &response]);
-            index(&mut tx, &[Placed { tenant, user: &user, session, entry: &entry }]).await?;
+            if let Some(index) = index(&mut tx, &[Placed { tenant, user: &user, session, entry: &entry }]) {
+                index.run().await?;
+            }
         }
         if last.is_none() {
             tx.sql("UPDATE schema_info SET search_version = $1").bind(search::VERSION).run().await?;

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Kind, Result, Store,
-    db::{Column, Db, POSTGRES_NOW, Reach, Tx},
+    db::{Column, Db, POSTGRES_NOW, Reach, Statement, Tx},
     idempotency::Claim,
     reader::{Read, placed},
     writer::{Write, apply_one},
@@ -341,8 +341,24 @@ impl Write for InsertSession {
     }
 
     async fn apply_all(inserts: &[&Self], tx: &mut Tx) -> Result<Vec<()>> {
+        let claimed = inserts.iter().any(|insert| insert.remember.is_some());
+        let insert = Self::insert(inserts, tx);
+        if claimed { insert } else { insert.last() }.run().await?;
+        for insert in inserts {
+            if let Some((claim, answer)) = &insert.remember {
+                claim.remember(tx, Some((insert.session.id, None)), 201, answer).await?;
+            }
+        }
+        Ok(vec![(); inserts.len()])
+    }
+}
+
+impl InsertSession {
+    /// A statement that writes sessions and their memories.
+    pub fn insert<'c>(inserts: &[&Self], tx: &'c mut Tx) -> Statement<'c> {
         let metadata: Vec<_> = inserts.iter().map(|insert| insert.session.metadata.to_text()).collect();
-        tx.sql(
+        tx.sql_each("", "WITH made AS (")
+        .push(
             "INSERT INTO sessions (session_id, tenant_id, user_id, title, metadata, system_prompt, temporary, \
                  ttl_seconds, created_at, last_activity, expires_at, ended_at, forked_from_session, forked_from_turn, \
                  completed_turns, last_turn) \
@@ -371,22 +387,13 @@ impl Write for InsertSession {
             ("completed_turns", Column::integers(inserts, |insert| insert.session.completed_turns)),
             ("last_turn", Column::integers(inserts, |insert| insert.last_turn)),
         ])
-        .run()
-        .await?;
-        tx.sql("INSERT INTO session_memory (session_id, tenant_id, updated_at) SELECT session_id, tenant_id, at FROM ")
-            .push_rows([
-                ("session_id", Column::integers(inserts, |insert| insert.session.id)),
-                ("tenant_id", Column::integers(inserts, |insert| insert.tenant)),
-                ("at", Column::integers(inserts, |insert| insert.session.created_at)),
-            ])
-            .run()
-            .await?;
-        for insert in inserts {
-            if let Some((claim, answer)) = &insert.remember {
-                claim.remember(tx, Some((insert.session.id, None)), 201, answer).await?;
-            }
-        }
-        Ok(vec![(); inserts.len()])
+        .push_each("; ", ") ")
+        .push("INSERT INTO session_memory (session_id, tenant_id, updated_at) SELECT session_id, tenant_id, at FROM ")
+        .push_rows([
+            ("session_id", Column::integers(inserts, |insert| insert.session.id)),
+            ("tenant_id", Column::integers(inserts, |insert| insert.tenant)),
+            ("at", Column::integers(inserts, |insert| insert.session.created_at)),
+        ])
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Account, Error, Result, Store,
+    Account, Result, Store,
     db::{Column, Reach, Statement, Tx},
     idempotency::Claim,
     memory,
@@ -343,9 +343,8 @@ impl Write for Admit {
     async fn apply_all(admits: &[&Self], tx: &mut Tx) -> Result<Vec<Self::Answer>> {
         let inserts: Vec<InsertSession> = admits.iter().filter_map(|admit| admit.new_session()).collect();
         if !inserts.is_empty() {
-            InsertSession::apply_all(&inserts.iter().collect::<Vec<_>>(), tx).await?;
+            InsertSession::insert(&inserts.iter().collect::<Vec<_>>(), tx).run().await?;
         }
-        let clock = tx.clock().await?;
         let mut open = Vec::with_capacity(admits.len());
         let mut answers = HashMap::with_capacity(admits.len());
         for admit in admits {
@@ -355,11 +354,11 @@ impl Write for Admit {
                 open.push(*admit);
             }
         }
-        let begun = Self::begin(&open, tx, clock).await?;
+        let begun = Self::begin(&open, tx).await?;
         for (admit, begun) in open.into_iter().zip(begun) {
             let answer = match begun {
                 Some(admitted) => Ok(admitted),
-                None => admit.not_begun(tx, clock).await?,
+                None => admit.not_begun(tx).await?,
             };
             answers.insert(admit.place(), answer);
         }
@@ -431,10 +430,13 @@ impl Admit {
 
     /// Keeps messages to different sessions as running turns, where the session is active, free, and kept for nobody
     /// else; an interrupting message waits for nobody.
-    async fn begin(admits: &[&Self], tx: &mut Tx, clock: Timestamp) -> Result<Vec<Option<Admitted>>> {
+    async fn begin(admits: &[&Self], tx: &mut Tx) -> Result<Vec<Option<Admitted>>> {
+        let metadata: Vec<_> = admits.iter().map(|admit| admit.admission.metadata.to_text()).collect();
+        let lease = |admit: &&Self| i64::try_from(admit.admission.lease.as_millis()).ok();
         // Activity never moves backwards, though servers' clocks may differ.
-        let numbered: Vec<Numbered> = tx
-            .sql(
+        let begin = tx
+            .sql_each("", "WITH numbered AS (")
+            .push(
                 "UPDATE sessions SET last_turn = last_turn + 1, running_turn = last_turn + 1, \
                      last_activity = CASE WHEN last_activity > now THEN last_activity ELSE now END, \
                      expires_at = CASE WHEN last_activity > now THEN last_activity ELSE now END + ttl_seconds * 1000, \
@@ -454,84 +456,75 @@ impl Admit {
                      AND (expires_at IS NULL OR expires_at > now) \
                      AND (waiting_token IS NULL OR waiting_token = token OR interrupt <> 0 OR waiting_until < ",
             )
-            .push_bind(clock)
+            .push_clock()
             .push(
                 ") AND (owner IS NULL OR user_id = owner) AND (caller IS NULL OR user_id = caller) \
                  RETURNING session_id, tenant_id, last_turn, temporary, user_id",
+            );
+        // A running turn that is not there is one that was given its number just now.
+        let keep = begin
+            .push_each("; ", "), kept AS (")
+            .push(
+                "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, metadata, \
+                     request_id, created_at, lease_token, lease_expires_at) \
+                 SELECT id, tenant, last_turn, 'running', message, tokens, about, request, now, token, lease + ",
             )
-            .all()
-            .await?;
+            .push_clock()
+            .push(" FROM ")
+            .push_rows([
+                ("id", Column::integers(admits, |admit| admit.session_id())),
+                ("tenant", Column::integers(admits, |admit| admit.caller.tenant)),
+                ("message", Column::texts(admits, |admit| admit.admission.message.as_str())),
+                ("tokens", Column::integers(admits, |admit| admit.admission.message_tokens)),
+                ("about", Column::texts(&metadata, String::as_str)),
+                ("request", Column::texts(admits, |admit| admit.admission.request_id.as_str())),
+                ("now", Column::integers(admits, |admit| admit.admission.now)),
+                ("token", Column::integers(admits, |admit| admit.admission.lease_token)),
+                ("lease", Column::integers(admits, lease)),
+            ])
+            .push_each(
+                " CROSS JOIN sessions ON session_id = id AND tenant_id = tenant WHERE running_turn = last_turn \
+                     AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.session_id = id AND t.tenant_id = tenant \
+                     AND t.turn = last_turn)",
+                " JOIN numbered ON session_id = id AND tenant_id = tenant) SELECT * FROM numbered",
+            );
+        let accounted = |admit: &&Self| admit.admission.budget.is_some() || admit.admission.claim.is_some();
+        let numbered: Vec<Numbered> = match admits.iter().any(accounted) {
+            true => keep.all().await?,
+            false => keep.last().all().await?,
+        };
         let place = |numbered: Numbered| ((numbered.tenant_id, numbered.session_id.number()), numbered);
         let mut numbered: HashMap<_, _> = numbered.into_iter().map(place).collect();
-        let numbered: Vec<_> = admits.iter().map(|admit| numbered.remove(&admit.place())).collect();
-        let turns: Vec<_> = admits
-            .iter()
-            .zip(&numbered)
-            .filter_map(|(admit, numbered)| numbered.as_ref().map(|numbered| (*admit, numbered.last_turn)))
-            .collect();
-        Self::insert(&turns, tx, clock).await?;
-        let begun = admits.iter().zip(numbered).map(|(admit, numbered)| {
-            numbered.map(|Numbered { last_turn: turn, temporary, user_id: user, .. }| Admitted {
-                turn,
-                temporary,
-                user,
-                created_at: admit.admission.now,
-                interrupted: None,
-            })
+        let begun = admits.iter().map(|admit| {
+            let Numbered { last_turn, temporary, user_id, .. } = numbered.remove(&admit.place())?;
+            let created_at = admit.admission.now;
+            Some(Admitted { turn: last_turn, temporary, user: user_id, created_at, interrupted: None })
         });
         let begun: Vec<_> = begun.collect();
         for (admit, admitted) in admits.iter().zip(&begun) {
             if let Some(admitted) = admitted {
-                admit.account_for(tx, clock, admitted).await?;
+                admit.account_for(tx, admitted).await?;
             }
         }
         Ok(begun)
     }
 
-    /// Writes messages with the numbers that their sessions gave them.
-    async fn insert(turns: &[(&Self, i64)], tx: &mut Tx, clock: Timestamp) -> Result<()> {
-        if turns.is_empty() {
-            return Ok(());
-        }
-        let metadata: Vec<_> = turns.iter().map(|(admit, _)| admit.admission.metadata.to_text()).collect();
-        tx.sql(
-            "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, metadata, \
-                 request_id, created_at, lease_token, lease_expires_at) \
-             SELECT session_id, tenant_id, turn, 'running', message, message_tokens, metadata, request_id, created_at, \
-                 lease_token, lease_expires_at FROM ",
-        )
-        .push_rows([
-            ("session_id", Column::integers(turns, |(admit, _)| admit.session_id())),
-            ("tenant_id", Column::integers(turns, |(admit, _)| admit.caller.tenant)),
-            ("turn", Column::integers(turns, |(_, turn)| *turn)),
-            ("message", Column::texts(turns, |(admit, _)| admit.admission.message.as_str())),
-            ("message_tokens", Column::integers(turns, |(admit, _)| admit.admission.message_tokens)),
-            ("metadata", Column::texts(&metadata, String::as_str)),
-            ("request_id", Column::texts(turns, |(admit, _)| admit.admission.request_id.as_str())),
-            ("created_at", Column::integers(turns, |(admit, _)| admit.admission.now)),
-            ("lease_token", Column::integers(turns, |(admit, _)| admit.admission.lease_token)),
-            ("lease_expires_at", Column::integers(turns, |(admit, _)| clock + admit.admission.lease)),
-        ])
-        .run()
-        .await?;
-        Ok(())
-    }
-
     /// Takes a message's tokens off the budget, where there is one, and tells its key of the turn.
-    async fn account_for(&self, tx: &mut Tx, clock: Timestamp, admitted: &Admitted) -> Result<()> {
+    async fn account_for(&self, tx: &mut Tx, admitted: &Admitted) -> Result<()> {
         let admission = &self.admission;
         if admission.budget.is_some() {
             // At least; the rest is known once the model has answered.
             self.account(admitted.user.clone()).charge(tx, admission.message_tokens).await?;
         }
         if let Some(claim) = &admission.claim {
-            claim.link(tx, (self.session_id(), admitted.turn), clock + admission.lease).await?;
+            let until = tx.clock().await? + admission.lease;
+            claim.link(tx, (self.session_id(), admitted.turn), until).await?;
         }
         Ok(())
     }
 
     /// What becomes of a message that its session has no number for.
-    async fn not_begun(&self, tx: &mut Tx, clock: Timestamp) -> Result<Result<Admitted, NotAdmitted>> {
+    async fn not_begun(&self, tx: &mut Tx) -> Result<Result<Admitted, NotAdmitted>> {
         let admission = &self.admission;
         match self.why_not(tx).await? {
             Err(busy @ NotAdmitted::Busy { turn }) if admission.interrupt => {
@@ -539,11 +532,11 @@ impl Admit {
                 let cancel = Cancel { caller, session, turn, now: admission.now };
                 let cancelled = cancel.apply(tx).await?;
                 let interrupted = (cancelled == Cancelled::Done).then_some(turn);
-                let begun = Self::begin(&[self], tx, clock).await?.pop().flatten();
+                let begun = Self::begin(&[self], tx).await?.pop().flatten();
                 Ok(begun.map(|admitted| Admitted { interrupted, ..admitted }).ok_or(busy))
             }
             Err(busy @ NotAdmitted::Busy { .. }) if admission.wait => {
-                self.keep_place(tx, clock).await?;
+                self.keep_place(tx).await?;
                 Ok(Err(busy))
             }
             outcome => Ok(outcome),
@@ -581,7 +574,8 @@ impl Admit {
     }
 
     /// Keeps the session for this message, unless it is kept for another.
-    async fn keep_place(&self, tx: &mut Tx, clock: Timestamp) -> Result<()> {
+    async fn keep_place(&self, tx: &mut Tx) -> Result<()> {
+        let clock = tx.clock().await?;
         tx.sql(
             "UPDATE sessions SET waiting_token = $3, waiting_until = $4 WHERE session_id = $1 AND tenant_id = $2 \
                  AND (waiting_token IS NULL OR waiting_token = $3 OR waiting_until < $5)",
@@ -619,30 +613,20 @@ impl Write for End {
     }
 
     async fn apply_all(ends: &[&Self], tx: &mut Tx) -> Result<Vec<Ended>> {
-        let freed: Vec<(SessionId, TenantId)> = tx
-            .sql("UPDATE sessions SET running_turn = NULL, completed_turns = completed_turns + completed FROM ")
-            .push_rows([
-                ("id", Column::integers(ends, |end| end.key.session)),
-                ("tenant", Column::integers(ends, |end| end.key.tenant)),
-                ("turn", Column::integers(ends, |end| end.key.turn)),
-                ("completed", Column::integers(ends, |end| end.completion().is_some())),
-            ])
-            .push(
-                " WHERE session_id = id AND tenant_id = tenant AND running_turn = turn \
-                 RETURNING session_id, tenant_id",
-            )
-            .all()
-            .await?;
-        let freed: HashSet<_> = freed.into_iter().collect();
-        let is_freed = |end: &&&Self| freed.contains(&(end.key.session, end.key.tenant));
-        let stored: Vec<&Self> = ends.iter().filter(is_freed).copied().collect();
-        if !stored.is_empty() {
-            Self::store(&stored, tx).await?;
+        let stored = Self::store(ends, tx).await?;
+        let is_stored = |end: &&&Self| stored.contains(&(end.key.session, end.key.tenant));
+        let indexed: Vec<_> = ends.iter().filter(is_stored).filter_map(|end| end.entry()).collect();
+        let settled = ends.iter().any(|end| end.is_settled());
+        if let Some(index) = search::index(tx, &indexed) {
+            if settled { index } else { index.last() }.run().await?;
         }
         let mut answers = Vec::with_capacity(ends.len());
         for end in ends {
-            answers.push(match is_freed(&end) {
-                true => Ended::Stored,
+            answers.push(match is_stored(&end) {
+                true => {
+                    end.settle(tx).await?;
+                    Ended::Stored
+                }
                 false => end.why_not(tx).await?,
             });
         }
@@ -665,15 +649,25 @@ impl End {
         }
     }
 
-    /// Writes the ends of turns that their sessions have been freed from.
-    async fn store(ends: &[&Self], tx: &mut Tx) -> Result<()> {
+    /// Frees sessions from their running turns and writes how these ended; of which sessions.
+    async fn store(ends: &[&Self], tx: &mut Tx) -> Result<HashSet<(SessionId, TenantId)>> {
         let status = |end: &&Self| match end.ending {
             Ending::Completed(_) => TurnStatus::Completed,
             Ending::Failed { .. } => TurnStatus::Failed,
         };
         let usage = |end: &&Self| end.completion().and_then(|done| done.usage);
-        let ended = tx
-            .sql(
+        let stored = tx
+            .sql_each("", "WITH freed AS (")
+            .push("UPDATE sessions SET running_turn = NULL, completed_turns = completed_turns + completed FROM ")
+            .push_rows([
+                ("id", Column::integers(ends, |end| end.key.session)),
+                ("tenant", Column::integers(ends, |end| end.key.tenant)),
+                ("number", Column::integers(ends, |end| end.key.turn)),
+                ("completed", Column::integers(ends, |end| end.completion().is_some())),
+            ])
+            .push(" WHERE session_id = id AND tenant_id = tenant AND running_turn = number")
+            .push_each("; ", " RETURNING id AS free, tenant AS free_tenant), ended AS (")
+            .push(
                 "UPDATE turns SET status = new_status, completed_at = now, execution_us = execution, response = reply, \
                      response_tokens = reply_tokens, model = answerer, prompt_tokens = tokens_in, \
                      completion_tokens = tokens_out, total_tokens = tokens, error_code = code, error_message = reason \
@@ -696,28 +690,31 @@ impl End {
                 ("code", Column::texts(ends, |end| end.failure().map(|(code, _)| code))),
                 ("reason", Column::texts(ends, |end| end.failure().map(|(_, message)| message))),
             ])
-            .push(
-                " WHERE session_id = id AND tenant_id = tenant AND turn = number AND lease_token = token \
-                     AND status = 'running'",
+            // A deleted session's turns may still be there, and do not get their end.
+            .push_each(
+                " WHERE EXISTS (SELECT 1 FROM sessions s WHERE s.session_id = id AND s.tenant_id = tenant) AND ",
+                " JOIN freed ON free = id AND free_tenant = tenant WHERE ",
             )
-            .run()
-            .await?;
-        // Their sessions said that these turns run, so their rows must have changed; undo the batch otherwise.
-        if ended != ends.len() as u64 {
-            return Err(Error::from(sqlx::Error::RowNotFound));
-        }
-        let entries: Vec<_> = ends.iter().filter_map(|end| end.entry()).collect();
-        search::index(tx, &entries).await?;
-        for end in ends {
-            end.settle(tx).await?;
-        }
-        Ok(())
+            .push(
+                "session_id = id AND tenant_id = tenant AND turn = number AND lease_token = token \
+                     AND status = 'running' RETURNING session_id, tenant_id",
+            )
+            .push_each("", ") SELECT session_id, tenant_id FROM ended");
+        let is_all = |end: &&Self| end.entry().is_none() && !end.is_settled();
+        let stored = if ends.iter().all(is_all) { stored.last() } else { stored };
+        Ok(stored.all().await?.into_iter().collect())
     }
 
     /// What the turn is found by, where it was completed.
     fn entry(&self) -> Option<Placed<'_>> {
         let (entry, done) = self.entry.as_ref().zip(self.completion())?;
         Some(Placed { tenant: self.key.tenant, user: &done.user, session: self.key.session, entry })
+    }
+
+    /// Whether its end has more to it than the turn.
+    fn is_settled(&self) -> bool {
+        let more = |done: &Completion| !done.learnt.is_empty() || done.charge.is_some();
+        self.completion().is_some_and(more) || self.has_pieces || self.remember.is_some()
     }
 
     /// Keeps what the turn teaches, costs and answers to, where it does.

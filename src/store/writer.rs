@@ -204,11 +204,16 @@ async fn apply(tx: &mut Tx, places: &[(TenantId, i64)], batch: &mut [Box<dyn Ite
             rounds[round].push(&mut **write);
         }
     }
-    for mut round in rounds {
+    let mut groups = Vec::new();
+    for round in &mut rounds {
         round.sort_by_key(|write| write.kind());
-        for group in round.chunk_by_mut(|a, b| a.kind() == b.kind()) {
-            group[0].together()(group, tx).await?;
-        }
+        groups.extend(round.chunk_by_mut(|a, b| a.kind() == b.kind()));
+    }
+    if groups.len() == 1 {
+        tx.nothing_follows();
+    }
+    for group in groups {
+        group[0].together()(group, tx).await?;
     }
     Ok(())
 }
