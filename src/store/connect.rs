@@ -19,7 +19,7 @@ use super::{
     db::{Db, Reach},
     migrate,
     reader::Reader,
-    row_security,
+    row_security, search,
     writer::Writer,
 };
 
@@ -240,6 +240,7 @@ impl Store {
                     writer: Writer::start(&db, lanes, settings.write_batch),
                     sessions: Reader::start(&db),
                     contexts: Reader::start(&db),
+                    common: Arc::new(search::common()),
                     db,
                     kind: url.kind(),
                     news,

@@ -36,6 +36,7 @@ pub use idempotency::{Claim, Claimed, IdempotencyKey};
 pub use keys::HashedKey;
 pub use memory::Summary;
 pub use rates::Share;
+use search::Common;
 pub use search::{Excerpt, Hit, OldTurn, Search};
 pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
 pub use turns::{
@@ -60,6 +61,7 @@ pub struct Store {
     writer: Writer,
     sessions: Reader<ReadSession>,
     contexts: Reader<ReadContext>,
+    common: Arc<Common>,
     kind: Kind,
     /// Where to listen for what other instances tell; Postgres only.
     news: Option<Arc<PgConnectOptions>>,

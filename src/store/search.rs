@@ -7,7 +7,9 @@
 //! In SQLite's index, turn `t` of the session with block `b` is row `b << 28 | t`. So the turns of a session that hold a
 //! term stand together, in order, and are found without passing those of others.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
+
+use moka::future::Cache;
 
 use super::{
     Kind, Result, Store, context,
@@ -27,9 +29,12 @@ const COUNTED: i64 = 4096;
 /// The most turns that are ranked by their rarest terms.
 const RANKED: i64 = 1000;
 /// The same two where turns of one session are recalled: a term in more turns tells nothing about what is meant.
-const RECALLED: usize = 100;
-/// Turns of a long session that are looked at for terms in very many, on Postgres.
-const SAMPLED: i64 = 64;
+const RECALLED: usize = 64;
+/// The turns of a session from which on its common terms are remembered, on Postgres.
+const LONG: i64 = 10_000;
+/// How many common terms are remembered, and how long: some of their turns may be deleted meanwhile.
+const COMMON: u64 = 20_000;
+const COMMON_FOR: Duration = Duration::from_secs(60 * 60);
 /// Turns of before the index that get their entries in one transaction.
 const OLD_TURNS: i64 = 100;
 /// Turns whose texts are read at once.
@@ -221,6 +226,13 @@ pub(super) async fn forget_block(tx: &mut Tx, (tenant, session): (TenantId, Sess
     Ok(())
 }
 
+/// Terms that more turns of a long session hold than are looked at, each with its session.
+pub(super) type Common = Cache<String, ()>;
+
+pub(super) fn common() -> Common {
+    Cache::builder().max_capacity(COMMON).time_to_live(COMMON_FOR).build()
+}
+
 impl Store {
     /// The turns that are found, best first; none if nothing can be looked for.
     pub async fn search(&self, tenant: TenantId, search: &Search) -> Result<Vec<Hit>> {
@@ -296,34 +308,41 @@ impl Store {
     ) -> Result<Vec<Vec<i64>>> {
         let scope = Scope::Session(session);
         let each = question.terms().iter().map(|term| self.matching(tenant, &scope, &[term], self.or()));
-        let each: serde_json::Value = each.collect();
+        let each: Vec<_> = each.map(|term| (self.common.contains_key(&term), term)).collect();
+        let asked: Vec<_> =
+            each.iter().filter(|(common, _)| !common).map(|(_, term)| term.as_str()).collect();
         let holding = self.db.read_each(
             tenant,
             "SELECT json_group_array(json((SELECT json_group_array(row & 0xfffffff) FROM (SELECT t.rowid AS row \
                  FROM search_terms t WHERE t.search_terms MATCH q.value \
                  AND t.rowid BETWEEN b.block << 28 AND (b.block << 28 | 0xfffffff) LIMIT $2)))) \
              FROM search_blocks b CROSS JOIN json_each($1) q WHERE b.session_id = $3 AND b.tenant_id = $4",
-            "WITH sample AS MATERIALIZED (SELECT terms FROM search_entries WHERE session_id = $3 AND tenant_id = $4 \
-                 AND turn = ANY (ARRAY(SELECT jsonb_array_elements($5::jsonb)::bigint))) \
-             SELECT COALESCE(json_agg(turns ORDER BY place), '[]')::text FROM (SELECT q.place, \
-                 CASE WHEN (SELECT COUNT(*) FROM sample WHERE sample.terms @@ q.value::tsquery) > 1 \
-                 THEN to_json(array_fill(0, ARRAY[$2::int])) \
-                 ELSE (SELECT COALESCE(json_agg(turn), '[]') FROM (SELECT e.turn FROM search_entries e \
-                 WHERE e.terms @@ q.value::tsquery LIMIT $2) found) END AS turns \
+            "SELECT COALESCE(json_agg(turns ORDER BY place), '[]')::text FROM (SELECT q.place, \
+                 (SELECT COALESCE(json_agg(turn), '[]') FROM (SELECT e.turn FROM search_entries e \
+                 WHERE e.terms @@ q.value::tsquery LIMIT $2) found) AS turns \
              FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY q (value, place)) holding",
         );
-        let holding = holding.bind(each.to_string()).bind(count(RECALLED + 1)).bind(session).bind(tenant);
+        let holding = holding.bind(serde_json::Value::from(asked).to_string()).bind(count(RECALLED + 1));
         let holding = match self.kind {
-            Kind::Sqlite => holding,
-            // Its index tells all turns that hold a term or none. Of a long session, terms in very many are not asked
-            // for: those in two of some evenly spread turns. A term in few is hardly ever in two of these.
-            Kind::Postgres => {
-                let is_long = all_turns > 4 * SAMPLED * count(RECALLED);
-                let sample = (0..SAMPLED).filter(|_| is_long).map(|i| 1 + i * all_turns / SAMPLED);
-                holding.bind(sample.collect::<serde_json::Value>().to_string())
-            }
+            Kind::Sqlite => holding.bind(session).bind(tenant),
+            // Whose they are is among the terms.
+            Kind::Postgres => holding,
         };
-        decoded(holding.one().await?)
+        let holding: Vec<Vec<i64>> = decoded(holding.one().await?)?;
+        let (mut holding, mut all) = (holding.into_iter(), Vec::with_capacity(each.len()));
+        for (common, term) in each {
+            let turns = match common {
+                true => vec![0; RECALLED + 1],
+                // SQLite's index answers with none at all where the session is in none.
+                false => holding.next().unwrap_or_default(),
+            };
+            // Postgres reads all turns that hold a term to tell some of them.
+            if !common && turns.len() > RECALLED && all_turns > LONG && self.kind == Kind::Postgres {
+                self.common.insert(term, ()).await;
+            }
+            all.push(turns);
+        }
+        Ok(all)
     }
 
     /// What stands in these turns of a session: number, message, response and the tokens of either, cut as
