@@ -363,6 +363,7 @@ impl Settings {
             max_wait: Duration::from_secs(60),
             // A full batch of the writer: more gain no throughput, and each waits for the rest.
             max_entering: 256,
+            max_entry_waiting: 1024,
             max_entry_wait: Duration::from_secs(2),
         };
         if let Err(problem) = SystemPrompt::try_from(self.system_prompt.clone()) {

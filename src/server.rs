@@ -20,7 +20,7 @@ use hyper_util::{
 };
 use ipnet::IpNet;
 use poem::{
-    Addr, Endpoint, EndpointExt, Response,
+    Addr, Endpoint, Response,
     http::uri::Scheme,
     web::{LocalAddr, RemoteAddr},
 };
@@ -82,8 +82,8 @@ pub struct ServerSettings {
 pub fn endpoint(app: &Arc<App>, settings: &ServerSettings) -> impl Endpoint<Output = Response> + use<> {
     let bodies = Arc::new(Semaphore::new(settings.max_bodies_bytes));
     let requests = Arc::new(Semaphore::new(settings.max_requests));
-    let routes = api::routes(app).data(BodyLimit { bytes: settings.max_body_bytes, all: bodies });
-    Every { routes, gate: settings.gate.clone(), requests }
+    let bodies = BodyLimit { bytes: settings.max_body_bytes, all: bodies };
+    Every { app: app.clone(), routes: api::routes(app), gate: settings.gate.clone(), requests, bodies }
 }
 
 /// Serves until `app.stopping` is cancelled, then finishes what is under way. Jobs run meanwhile.

@@ -83,7 +83,7 @@ impl Arrival {
 
 impl<'a> FromRequest<'a> for Arrival {
     async fn from_request(request: &'a Request, _: &mut RequestBody) -> Result<Self> {
-        // Put there by `middleware::request_id`, outside of every route.
+        // Put there by `middleware::request_id`, before every route.
         Ok(request.data::<Self>().cloned().ok_or_else(ApiError::internal)?)
     }
 }

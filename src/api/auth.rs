@@ -7,8 +7,7 @@ use std::{
 };
 
 use poem::{
-    Endpoint, EndpointExt, Request, RequestBody, Result,
-    endpoint::BoxEndpoint,
+    Request, RequestBody, Result,
     http::{HeaderValue, Method, header},
 };
 use poem_openapi::{
@@ -56,36 +55,32 @@ pub fn needed(method: &Method, path: &str) -> Option<Needed> {
     Some(Needed { scope, class })
 }
 
-/// Lets nobody through to the operation of this method and path who may not call it. Its handler gets the [`Caller`].
-pub fn guarded(
-    app: &Arc<App>,
-    (method, path): (&Method, &str),
-    operation: BoxEndpoint<'static>,
-) -> BoxEndpoint<'static> {
-    let Some(needed) = needed(method, path) else { return operation };
-    let (app, event) = (app.clone(), audit::event(method, path));
-    operation
-        .around(move |next, mut request| {
-            let app = app.clone();
-            async move {
-                let caller = authorize(&app, &request, needed).await?;
-                let arrival = request.data::<Arrival>().cloned();
-                let entry = event.zip(arrival).map(|(event, arrival)| {
-                    let path = request.uri().path().to_owned();
-                    audit::Entry { event, arrival, path, status: None }
-                });
-                request.extensions_mut().insert(caller);
-                let outcome = next.call(request).await;
-                if let Some(mut entry) = entry {
-                    entry.status = Some(match &outcome {
-                        Ok(response) => response.status(),
-                        Err(error) => error.status(),
-                    });
-                }
-                outcome
-            }
-        })
-        .boxed()
+/// Lets nobody through to an operation who may not call it.
+pub struct Guard {
+    app: Arc<App>,
+    needed: Needed,
+    /// What the audit calls it.
+    event: Option<&'static str>,
+}
+
+impl Guard {
+    /// The guard of the operation of this method and path, if it has one.
+    pub fn of(app: &Arc<App>, (method, path): (&Method, &str)) -> Option<Self> {
+        Some(Self { app: app.clone(), needed: needed(method, path)?, event: audit::event(method, path) })
+    }
+
+    /// Lets a request through, whose handler gets the [`Caller`]; an entry for the audit, if the call belongs there.
+    pub async fn admit(&self, request: &mut Request) -> Result<Option<audit::Entry>, ApiError> {
+        let caller = authorize(&self.app, request, self.needed).await?;
+        let entry = self.event.zip(request.data::<Arrival>()).map(|(event, arrival)| audit::Entry {
+            event,
+            arrival: arrival.clone(),
+            path: request.uri().path().to_owned(),
+            status: None,
+        });
+        request.extensions_mut().insert(caller);
+        Ok(entry)
+    }
 }
 
 /// Who calls, if they may, and as often as they do.
@@ -152,7 +147,8 @@ fn client_address(app: &App, request: &Request) -> IpAddr {
 async fn authenticate(app: &App, request: &Request) -> Result<Caller, ApiError> {
     let Some(auth) = &app.auth else { return Ok(Caller::ANYONE) };
     let outcome = match shown(request) {
-        Ok(Some(shown)) => auth.caller(shown).await,
+        // Boxed, since no request has to carry its room where no keys are asked for.
+        Ok(Some(shown)) => Box::pin(auth.caller(shown)).await,
         Ok(None) => Err(Refusal::Nothing),
         Err(refusal) => Err(refusal),
     };
@@ -261,7 +257,7 @@ impl<'a> ApiExtractor<'a> for Caller {
         _: &mut RequestBody,
         _: ExtractParamOptions<()>,
     ) -> Result<Self> {
-        // Put there by `guarded`: an operation that it does not guard has no caller.
+        // Put there by its guard: an operation that has none has no caller.
         Ok(request.data::<Self>().cloned().ok_or_else(ApiError::internal)?)
     }
 }

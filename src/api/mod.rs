@@ -26,9 +26,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 use poem::{
-    Endpoint, EndpointExt, Error, Request, Response, Route, RouteMethod,
+    Endpoint, EndpointExt, Request, Response, Route,
     endpoint::{BoxEndpoint, make_sync},
-    error::MethodNotAllowedError,
     http::{HeaderValue, Method, StatusCode, header},
 };
 use poem_openapi::{__private::UrlQuery, OpenApi, OpenApiService, Tags, registry::MetaPath};
@@ -38,6 +37,7 @@ pub use json::BodyLimit;
 pub use place::Place;
 
 use crate::app::App;
+use auth::Guard;
 use error::{ApiError, Code};
 
 /// The groups of operations, in reading order.
@@ -118,22 +118,20 @@ pub fn routes(app: &Arc<App>) -> impl Endpoint + use<> {
     let names = operation_names();
     let mut route = Route::new();
     for (path, methods) in operations {
-        let guard = |(method, operation)| {
-            let operation = auth::guarded(app, (&method, &path), operation);
+        let operation = |(method, handler)| {
+            let guard = Guard::of(app, (&method, &path));
             let (id, path) = names[&(method.clone(), unnamed(&path))].clone();
-            (method, named(id, path, operation))
+            (method, Operation { id, path, guard, handler })
         };
-        let methods = methods.into_iter().map(guard).collect();
-        route = route.at(path, only(methods));
+        route = route.at(&path, Methods::new(methods.into_iter().map(operation).collect()));
     }
-    let get = |endpoint: BoxEndpoint<'static>| only(HashMap::from([(Method::GET, endpoint)]));
+    let get = |page: BoxEndpoint<'static>| Methods::new(HashMap::from([(Method::GET, page)]));
     let [json, yaml, docs] = document::pages();
     route = route.at("/openapi.json", get(json)).at("/openapi.yaml", get(yaml)).at("/docs", get(docs));
     let redirect = make_sync(|_| {
         Response::builder().status(StatusCode::PERMANENT_REDIRECT).header(header::LOCATION, "/docs").finish()
     });
-    route = route.at("/api/v1/docs", get(redirect.boxed()));
-    route.before(with_query)
+    route.at("/api/v1/docs", get(redirect.boxed()))
 }
 
 /// The ids and paths of all operations in the document, by method and path without the names of its parameters.
@@ -155,50 +153,84 @@ fn unnamed(path: &str) -> String {
     path.split('/').map(segment).collect::<Vec<_>>().join("/")
 }
 
-/// Notes which operation was called, before anybody is refused.
-fn named(id: &'static str, path: Arc<str>, operation: BoxEndpoint<'static>) -> BoxEndpoint<'static> {
-    let note = move |request: Request| {
-        let path = path.clone();
-        async move {
-            if let Some(arrival) = request.data::<Arrival>() {
-                arrival.notes.called(id, path);
-            }
-            Ok(request)
+/// An operation of the document: its handler, and what comes before.
+struct Operation {
+    id: &'static str,
+    path: Arc<str>,
+    guard: Option<Guard>,
+    handler: BoxEndpoint<'static>,
+}
+
+impl Endpoint for Operation {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        // Before anybody is refused.
+        if let Some(arrival) = request.data::<Arrival>() {
+            arrival.notes.called(self.id, self.path.clone());
         }
-    };
-    operation.before(note).boxed()
+        let entry = match &self.guard {
+            Some(guard) => guard.admit(&mut request).await?,
+            None => None,
+        };
+        let outcome = match read_query(&mut request) {
+            Ok(()) => self.handler.call(request).await,
+            Err(refusal) => Err(refusal.into()),
+        };
+        if let Some(mut entry) = entry {
+            entry.status = Some(match &outcome {
+                Ok(response) => response.status(),
+                Err(error) => error.status(),
+            });
+        }
+        outcome
+    }
 }
 
 /// One path: its methods, and a refusal that lists them for any other. Not poem-openapi's own routing, which
 /// turns refusals into text before anybody can tell what they were.
-fn only(methods: HashMap<Method, BoxEndpoint<'static>>) -> impl Endpoint {
-    let mut names: Vec<_> = methods.keys().map(Method::as_str).collect();
-    if methods.contains_key(&Method::GET) {
-        names.push("HEAD");
-    }
-    names.sort_unstable();
-    let allow = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("GET"));
-    let endpoint = methods
-        .into_iter()
-        .fold(RouteMethod::new(), |route, (method, endpoint)| route.method(method, endpoint));
-    endpoint.around(move |next, request| {
-        let allow = allow.clone();
-        async move {
-            let refuse = |error: Error| match error.is::<MethodNotAllowedError>() {
-                true => ApiError::method_not_allowed(&allow).into(),
-                false => error,
-            };
-            next.call(request).await.map_err(refuse)
+struct Methods<E> {
+    endpoints: HashMap<Method, E>,
+    allow: HeaderValue,
+}
+
+impl<E> Methods<E> {
+    fn new(endpoints: HashMap<Method, E>) -> Self {
+        let mut names: Vec<_> = endpoints.keys().map(Method::as_str).collect();
+        if endpoints.contains_key(&Method::GET) {
+            names.push("HEAD");
         }
-    })
+        names.sort_unstable();
+        let allow = HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static("GET"));
+        Self { endpoints, allow }
+    }
+}
+
+impl<E: Endpoint<Output = Response>> Endpoint for Methods<E> {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        // The same as GET, without the body.
+        let head = *request.method() == Method::HEAD;
+        if head {
+            request.set_method(Method::GET);
+        }
+        let endpoint = self.endpoints.get(request.method());
+        let endpoint = endpoint.ok_or_else(|| ApiError::method_not_allowed(&self.allow))?;
+        let mut response = endpoint.call(request).await?;
+        if head {
+            response.set_body(());
+        }
+        Ok(response)
+    }
 }
 
 /// Parses the query for poem-openapi's parameters, as its own routing would.
-async fn with_query(mut request: Request) -> poem::Result<Request> {
+fn read_query(request: &mut Request) -> Result<(), ApiError> {
     // The reader below would put a mark in place of what it cannot read, and names of users would be the same.
     let query = percent_decode_str(request.uri().query().unwrap_or_default());
     query.decode_utf8().map_err(|_| ApiError::new(Code::ValidationError, "The query must be in UTF-8"))?;
     let query: Vec<(String, String)> = request.params().unwrap_or_default();
     request.extensions_mut().insert(UrlQuery(query));
-    Ok(request)
+    Ok(())
 }

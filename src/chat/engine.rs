@@ -82,6 +82,8 @@ pub struct ChatSettings {
     pub max_wait: Duration,
     /// Messages whose admission and context are worked on at once.
     pub max_entering: usize,
+    /// Messages that may wait to be among them; beyond these, chats are refused before they are read.
+    pub max_entry_waiting: usize,
     /// How long a message waits to be among them.
     pub max_entry_wait: Duration,
 }
@@ -177,6 +179,8 @@ struct Parts {
     places: Arc<Semaphore>,
     /// Where messages wait before the database: a line of the writer's own could not be left any more.
     entrance: Arc<Semaphore>,
+    /// A permit for each that may wait there.
+    waiting: Semaphore,
     afterwards: Afterwards,
 }
 
@@ -195,6 +199,7 @@ impl Engine {
         let (queue, live, tasks) = (Queue::default(), Live::default(), TaskTracker::new());
         let places = Arc::new(Semaphore::new(MAX_CHATS));
         let entrance = Arc::new(Semaphore::new(settings.max_entering));
+        let waiting = Semaphore::new(settings.max_entry_waiting);
         let afterwards =
             Afterwards::new(store.clone(), model.clone(), clock.clone(), &settings, tasks.clone());
         Self(Arc::new(Parts {
@@ -207,6 +212,7 @@ impl Engine {
             tasks,
             places,
             entrance,
+            waiting,
             afterwards,
         }))
     }
@@ -218,6 +224,11 @@ impl Engine {
     /// Turns that run here, and messages that wait here for their session.
     pub fn load(&self) -> (usize, usize) {
         (self.0.live.count(), self.0.queue.waiting())
+    }
+
+    /// Whether so many messages wait to be admitted that another would only make them wait longer.
+    pub fn is_full(&self) -> bool {
+        self.0.waiting.available_permits() == 0
     }
 
     /// How long a claimed key and a running turn are believed to be worked on without a sign of life.
@@ -419,7 +430,8 @@ impl Parts {
                     let _ = started.send(Started { session: key.session, turn: key.turn, reader });
                 }
                 let received = chat.received;
-                let outcome = self.run(chat, key, admitted, entry, remember, &entered).await;
+                // Boxed, since those that wait to be admitted need no room for it.
+                let outcome = Box::pin(self.run(chat, key, admitted, entry, remember, &entered)).await;
                 drop(place);
                 count_turn(&outcome, received);
                 entered.ended(outcome.clone());
@@ -620,6 +632,7 @@ impl Parts {
     /// Lets a message in to the database. Beyond what can be admitted in a bearable time, messages are refused while
     /// nothing is written of them; each waits for those that came before it only.
     async fn entry(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let _waiting = self.waiting.try_acquire().map_err(|_| Error::Overloaded)?;
         match timeout(self.settings.max_entry_wait, self.entrance.clone().acquire_owned()).await {
             Ok(Ok(entry)) => Ok(entry),
             _ => Err(Error::Overloaded),

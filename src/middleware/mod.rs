@@ -16,17 +16,20 @@ use poem::{Endpoint, IntoResponse, Request, Response, Result};
 use tokio::sync::Semaphore;
 
 use crate::{
-    api::Arrival,
+    api::{Arrival, BodyLimit},
+    app::App,
     telemetry::metrics::{Counted, METRICS},
 };
 use {cors::Asked, observe::Observed, origin::Gate};
 
 /// Routes, with what happens to every request around them.
 pub struct Every<E> {
+    pub app: Arc<App>,
     pub routes: E,
     pub gate: Gate,
     /// A permit for each request that may be under way.
     pub requests: Arc<Semaphore>,
+    pub bodies: BodyLimit,
 }
 
 impl<E: Endpoint> Endpoint for Every<E> {
@@ -62,7 +65,8 @@ impl<E: Endpoint> Every<E> {
     /// Lets it in, as far as that is for every request alike to decide.
     async fn route(&self, mut request: Request) -> Result<Response> {
         self.gate.check(&request)?;
-        limit::take_place(&self.requests, &mut request)?;
+        limit::take_place(&self.requests, || self.app.engine.is_full(), &mut request)?;
+        request.extensions_mut().insert(self.bodies.clone());
         self.routes.call(request).await.map(IntoResponse::into_response)
     }
 }

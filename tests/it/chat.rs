@@ -379,6 +379,36 @@ on_both! {
         assert_eq!(server.chat(&session, "hi").await.data()["turn"], 1);
     }
 
+    async fn a_message_is_refused_at_once_where_enough_wait_to_be_admitted(database: Database) {
+        let server = Server::with(database, |config| {
+            (config.chat.max_entering, config.chat.max_entry_waiting) = (1, 1);
+            config.chat.max_entry_wait = Duration::from_secs(600);
+        })
+        .await;
+        let sessions = [server.session(json!({})).await, server.session(json!({})).await, server.session(json!({})).await];
+        let mut held = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
+        held.sql("UPDATE sessions SET title = 'held'").run().await.unwrap();
+        let chats = sessions.map(|session| {
+            let client = server.client.clone();
+            tokio::spawn(async move { (client.chat(&session, "hi").await, session) })
+        });
+        // One is let in and waits for the row, one waits to be let in, and there is no room for the third.
+        let (refused, _, others) = futures_util::future::select_all(chats).await;
+        let (refusal, session) = refused.unwrap();
+        refusal.refused(503, "OVERLOADED");
+        assert_eq!(refusal.headers["retry-after"], "1");
+        for path in ["/chat", "/chat/stream"] {
+            // Nor is anything read of another.
+            server.post(path, json!({"message": ["no text"]})).await.refused(503, "OVERLOADED");
+        }
+        server.get(&format!("/sessions/{session}")).await.data();
+        held.rollback().await.unwrap();
+        for other in others {
+            other.await.unwrap().0.data();
+        }
+        assert_eq!(server.chat(&session, "hi").await.data()["turn"], 1);
+    }
+
     async fn whoever_waits_for_a_model_keeps_nobody_from_being_admitted(database: Database) {
         let gate = Arc::new(Semaphore::new(0));
         let upstream = Upstream::gated(echo, gate.clone()).await;
