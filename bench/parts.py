@@ -233,17 +233,27 @@ def overload(bench):
         server = bench.server(stack, database)
         closed = bench.wrk(server.url, "chat", sessions, 256)
         knee = statistics.median(closed(bench.options.seconds, number)["rate"] for number in range(3))
-        steps = []
-        for times in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4):
-            bench.say(f"overload: {times} times {knee:.0f} chats a second")
-            load = [bench.limit, "load", server.address, "--rate", knee * times, "--sessions", sessions, "--count", 20_000,
-                    "--seconds", 2 if bench.quick else 15]
-            step = bench.told(load)
-            steps.append({"times the knee": times, **step, "MiB": server.memory() / 1024})
+        rounds = {times: [] for times in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4)}
+        for number in range(bench.options.rounds):
+            # Up and down in turn, since the database grows meanwhile.
+            for times in list(rounds)[:: -1 if number % 2 else 1]:
+                bench.say(f"overload: {times} times {knee:.0f} chats a second")
+                load = [bench.limit, "load", server.address, "--rate", knee * times, "--sessions", sessions,
+                        "--count", 20_000, "--seconds", 2 * bench.options.seconds]
+                before = os.times()
+                step = bench.told(load)
+                after = os.times()
+                # What the load generator leaves of the machine.
+                spent = sum(after[2:4]) - sum(before[2:4])
+                left = os.cpu_count() - spent / (after.elapsed - before.elapsed)
+                rounds[times].append({"times the knee": times, **step, "CPUs left": left, "MiB": server.memory() / 1024})
+        steps = [{name: statistics.median(step[name] for step in tried) for name in tried[0]} for tried in rounds.values()]
         bench.report.steps("overload", steps)
         best = max(step["good"] for step in steps)
         last, shed = steps[-1], sum(step["shed"] for step in steps)
         bench.report.figure("good chats at 4 times the knee, of the best", [last["good"] / best], ">=", 0.9)
+        best = max(step["good"] / step["CPUs left"] for step in steps if step["times the knee"] >= 1)
+        bench.report.figure("the same for each CPU second that the load generator leaves", [last["good"] / last["CPUs left"] / best], ">=", 0.9)
         bench.report.figure("p99 of good chats at 4 times the knee, ms", [last["p99"]])
         bench.report.figure("share refused with 503 at 4 times the knee", [last["shed"] / last["offered"]])
         if shed:
