@@ -29,9 +29,9 @@ const COUNTED: i64 = 4096;
 /// The most turns that are ranked by their rarest terms.
 const RANKED: i64 = 1000;
 /// The same two where turns of one session are recalled: a term in more turns tells nothing about what is meant.
-const RECALLED: usize = 64;
+const RECALLED: usize = 32;
 /// The turns of a session from which on its common terms are remembered, on Postgres.
-const LONG: i64 = 10_000;
+const LONG: i64 = 1_000;
 /// How many common terms are remembered, and how long: some of their turns may be deleted meanwhile.
 const COMMON: u64 = 20_000;
 const COMMON_FOR: Duration = Duration::from_secs(60 * 60);
