@@ -38,10 +38,10 @@ macro_rules! migrations {
 fn migrations(kind: Kind) -> Vec<Migration> {
     match kind {
         Kind::Sqlite => {
-            migrations!("sqlite": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access", 4 "0004_search_places")
+            migrations!("sqlite": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access", 4 "0004_search_places", 5 "0005_inactive_sessions")
         }
         Kind::Postgres => {
-            migrations!("postgres": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access", 4 "0004_search_places")
+            migrations!("postgres": 1 "0001_init", 2 "0002_search_and_memory", 3 "0003_access", 4 "0004_search_places", 5 "0005_inactive_sessions")
         }
     }
 }

@@ -47,7 +47,17 @@ const WITH_METADATA: [&str; 2] = [
          SELECT 1 FROM jsonb_each($3::jsonb) w WHERE metadata::jsonb -> w.key IS DISTINCT FROM w.value)",
 ];
 
-const ACTIVE: &str = " AND ended_at IS NULL AND (expires_at IS NULL OR expires_at > ";
+/// A condition for sessions, to which the time and a parenthesis are added where it is one at a time.
+struct State {
+    condition: &'static str,
+    at_a_time: bool,
+}
+
+const ANY: State = State { condition: "", at_a_time: false };
+const ACTIVE: State =
+    State { condition: " AND ended_at IS NULL AND (expires_at IS NULL OR expires_at > ", at_a_time: true };
+const ENDED: State = State { condition: " AND ended_at IS NOT NULL", at_a_time: false };
+const EXPIRED: State = State { condition: " AND ended_at IS NULL AND (expires_at <= ", at_a_time: true };
 
 /// What a listing is ordered by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,8 +152,8 @@ impl Store {
     }
 
     /// A page of sessions that starts after `after`, at most `limit` of them.
-    pub async fn sessions(
-        &self,
+    pub async fn sessions<'c>(
+        &'c self,
         caller: &Caller,
         filter: &SessionFilter,
         (order, direction): (SessionOrder, Direction),
@@ -156,27 +166,43 @@ impl Store {
             SessionOrder::LastActivity => ("last_activity", |session| session.last_activity),
             SessionOrder::CreatedAt => ("created_at", |session| session.created_at),
         };
-        let mut page = self.db.read(caller, SESSIONS).push(" WHERE tenant_id = $1 AND temporary = $2");
-        page = page.bind(caller.tenant).bind(filter.temporary);
+        // One more than asked for tells whether another page follows.
+        let limited = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+        let part = |page: Statement<'c>, state: State| {
+            let mut page =
+                page.push(SESSIONS).push(" WHERE tenant_id = $1 AND temporary = $2").push(state.condition);
+            if state.at_a_time {
+                page = page.push_bind(now).push(")");
+            }
+            if !filter.metadata.is_empty() {
+                let [sqlite, postgres] = WITH_METADATA;
+                page = page.push_each(sqlite, postgres);
+            }
+            for user in [&filter.user, &caller.user] {
+                page = page.push_some(" AND user_id = ", user.as_ref());
+            }
+            if let Some(after) = after {
+                page = page.push(" AND (").push(column).push(", session_id)").push(beyond).push("(");
+                page = page.push_bind(after.key).push(", ").push_bind(after.id).push(")");
+            }
+            page = page.push(" ORDER BY ").push(column).push(sorted).push(", session_id").push(sorted);
+            page.push(" LIMIT ").push_bind(limited)
+        };
+        let mut page = self.db.read(caller, "").bind(caller.tenant).bind(filter.temporary);
         if !filter.metadata.is_empty() {
-            let [sqlite, postgres] = WITH_METADATA;
-            page = page.push_each(sqlite, postgres).bind(Value::Object(filter.metadata.clone()).to_string());
-        }
-        for user in [&filter.user, &caller.user] {
-            page = page.push_some(" AND user_id = ", user.as_ref());
+            page = page.bind(Value::Object(filter.metadata.clone()).to_string());
         }
         page = match filter.is_active {
-            Some(true) => page.push(ACTIVE).push_bind(now).push(")"),
-            Some(false) => page.push(" AND (ended_at IS NOT NULL OR expires_at <= ").push_bind(now).push(")"),
-            None => page,
+            None => part(page, ANY),
+            Some(true) => part(page, ACTIVE),
+            // Each has an index of its own; there may be few among very many that are active.
+            Some(false) => {
+                page = part(page.push("SELECT * FROM ("), ENDED).push(") e UNION ALL SELECT * FROM (");
+                page = part(page, EXPIRED).push(") x ORDER BY ").push(column).push(sorted);
+                page.push(", session_id").push(sorted).push(" LIMIT ").push_bind(limited)
+            }
         };
-        if let Some(after) = after {
-            page = page.push(" AND (").push(column).push(", session_id)").push(beyond).push("(");
-            page = page.push_bind(after.key).push(", ").push_bind(after.id).push(")");
-        }
-        page = page.push(" ORDER BY ").push(column).push(sorted).push(", session_id").push(sorted);
-        // One more than asked for tells whether another page follows.
-        let rows = page.push(" LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX)).all().await?;
+        let rows = page.all().await?;
         let position =
             |session: &Session| Position { key: keys(session).as_millis(), id: session.id.number() };
         Ok(Page::cut(rows, limit, position))
@@ -195,7 +221,7 @@ impl Store {
         let newest = self.db.read(caller, SESSIONS).push(" WHERE tenant_id = ").push_bind(caller.tenant);
         let newest =
             newest.push(" AND user_id = ").push_bind(user).push(" AND temporary = ").push_bind(false);
-        let newest = newest.push(ACTIVE).push_bind(now).push(")");
+        let newest = newest.push(ACTIVE.condition).push_bind(now).push(")");
         Ok(newest.push(" ORDER BY last_activity DESC, session_id DESC LIMIT 1").optional().await?)
     }
 

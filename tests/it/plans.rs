@@ -43,20 +43,15 @@ async fn sent<T>(call: impl Future<Output = T>) -> Vec<String> {
     .await
 }
 
-/// The steps of a statement's plan that read more than they are asked for.
-async fn scans(database: &Database, statement: &str) -> Vec<String> {
+/// How a database goes about a statement, step by step.
+async fn plan(database: &Database, statement: &str) -> Vec<String> {
     match database.kind {
         Kind::Sqlite => {
             let mut connection = SqliteConnection::connect(&database.direct).await.unwrap();
             let explain = format!("EXPLAIN QUERY PLAN {statement}");
             let plan = sqlx::query(AssertSqlSafe(explain)).fetch_all(&mut connection).await;
             let plan = plan.unwrap_or_else(|error| panic!("{error}: {statement}"));
-            let steps = plan.iter().map(|row| row.get::<String, _>("detail"));
-            let is_scan = |step: &String| {
-                let table = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
-                table.is_some_and(|name| is_table(statement, name))
-            };
-            steps.filter(is_scan).collect()
+            plan.iter().map(|row| row.get("detail")).collect()
         }
         Kind::Postgres => {
             let mut connection = database.as_server().await;
@@ -71,8 +66,23 @@ async fn scans(database: &Database, statement: &str) -> Vec<String> {
                 prepared.unwrap_or_else(|error| panic!("{error}: {statement}"));
             }
             let explain = sqlx::raw_sql(AssertSqlSafe(format!("EXPLAIN EXECUTE it{values}")));
-            let plan: Vec<String> =
-                connection.fetch_all(explain).await.unwrap().iter().map(|row| row.get(0)).collect();
+            connection.fetch_all(explain).await.unwrap().iter().map(|row| row.get(0)).collect()
+        }
+    }
+}
+
+/// The steps of a statement's plan that read more than they are asked for.
+async fn scans(database: &Database, statement: &str) -> Vec<String> {
+    let plan = plan(database, statement).await;
+    match database.kind {
+        Kind::Sqlite => {
+            let is_scan = |step: &String| {
+                let table = step.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
+                table.is_some_and(|name| is_table(statement, name))
+            };
+            plan.into_iter().filter(is_scan).collect()
+        }
+        Kind::Postgres => {
             let is_node = |line: &String| line.contains("->") || line.contains("(cost=");
             let nodes = plan.iter().enumerate().filter(|(_, line)| {
                 let table = line.split(" on ").nth(1).and_then(|rest| rest.split(' ').next());
@@ -165,6 +175,18 @@ on_both! {
         }
         let newest = sent(store.newest_session(&Caller::ANYONE, &UserId::default(), NOW)).await;
         assert_indexed(&server.database, "newest session", newest).await;
+    }
+
+    async fn inactive_sessions_are_not_looked_for_among_active_ones(server: Server) {
+        filled(&server).await;
+        let filter = SessionFilter { is_active: Some(false), ..SessionFilter::default() };
+        for (order, by) in [(SessionOrder::LastActivity, "activity"), (SessionOrder::CreatedAt, "creation")] {
+            let list = sent(server.app.store.sessions(&Caller::ANYONE, &filter, (order, Direction::Desc), None, 20, NOW)).await;
+            let plan = plan(&server.database, &list[0]).await.join("\n");
+            for index in [format!("sessions_ended_by_{by}"), format!("sessions_expiring_by_{by}")] {
+                assert!(plan.contains(&index), "{plan}");
+            }
+        }
     }
 
     async fn sessions_are_found_by_metadata_by_an_index(server: Server) {

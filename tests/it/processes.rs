@@ -200,7 +200,7 @@ on_both! {
         let empty = Database::empty(database.kind).await;
         let url = empty.variables();
         let (code, told, _) = run(&["migrate", "--check"], &url).await;
-        assert_eq!((code, told.as_str()), (1, "pending: 0001_init\npending: 0002_search_and_memory\npending: 0003_access\npending: 0004_search_places\n"));
+        assert_eq!((code, told.as_str()), (1, "pending: 0001_init\npending: 0002_search_and_memory\npending: 0003_access\npending: 0004_search_places\npending: 0005_inactive_sessions\n"));
         let (code, _, _) = run(&["migrate"], &url).await;
         assert_eq!(code, 0);
         let (code, told, _) = run(&["migrate", "--check"], &url).await;

@@ -228,6 +228,36 @@ on_both! {
         assert_eq!(server.get(query).await.items().len(), 2);
     }
 
+    async fn ended_and_expired_sessions_are_listed_together_in_pages(server: Server) {
+        let mut inactive = Vec::new();
+        for round in 0..3 {
+            let ended = server.session(json!({"ttl_seconds": if round == 1 { json!(60) } else { json!(null) }})).await;
+            server.patch(&format!("/sessions/{ended}"), json!({"is_active": false})).await;
+            server.clock.advance(Duration::from_millis(1));
+            let expired = server.session(json!({"ttl_seconds": 60})).await;
+            server.clock.advance(Duration::from_millis(1));
+            inactive.extend([ended, expired]);
+        }
+        server.clock.advance(DAY);
+        server.session(json!({"ttl_seconds": 60})).await;
+        server.session(json!({})).await;
+        for (listing, descends) in [("", true), ("&direction=asc", false), ("&order=created_at&user_id=default_user", true)] {
+            let (mut seen, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let page = server.get(&format!("/sessions?is_active=false&limit=2{listing}{cursor}")).await;
+                seen.extend(ids(&page).into_iter().map(str::to_owned));
+                match page.data()["next_cursor"].as_str() {
+                    Some(next) => cursor = format!("&cursor={next}"),
+                    None => break,
+                }
+            }
+            if descends {
+                seen.reverse();
+            }
+            assert_eq!(seen, inactive, "{listing}");
+        }
+    }
+
     async fn the_newest_active_session_of_a_user_is_continued(server: Server) {
         let refusal = server.get("/sessions/continue?user_id=ann").await;
         assert_eq!(refusal.refused(404, "NO_SESSION_FOUND"), "No active session found for user: ann");
