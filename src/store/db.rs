@@ -149,14 +149,7 @@ impl Db {
     /// Starts a statement that reads, and that both databases read the same way. Placeholders are `$1`, `$2`, …
     pub fn read(&self, reach: impl Into<Reach>, text: &'static str) -> Statement<'_> {
         let on = On::Pool(&*self.0, reach.into());
-        Statement {
-            text: Cow::Borrowed(text),
-            args: self.0.args(),
-            on,
-            error: None,
-            last: false,
-            ends: false,
-        }
+        Statement { text: Cow::Borrowed(text), args: self.0.args(), on, error: None, last: false }
     }
 
     /// Starts a reading statement that the two databases spell differently.
@@ -203,10 +196,9 @@ impl Tx {
         Statement {
             text: Cow::Borrowed(text),
             args: self.driver.args(),
-            on: On::Tx(&mut *self.driver),
+            on: On::Tx(&mut *self.driver, self.ends),
             error: None,
             last: false,
-            ends: self.ends,
         }
     }
 
@@ -354,7 +346,8 @@ fn rows_as_json(columns: &[Column<'_>]) -> serde_json::Result<String> {
 
 enum On<'c> {
     Pool(&'c dyn Driver, Reach),
-    Tx(&'c mut dyn TxDriver),
+    /// With whether its transaction may be committed with it.
+    Tx(&'c mut dyn TxDriver, bool),
 }
 
 /// A statement under construction.
@@ -364,9 +357,8 @@ pub struct Statement<'c> {
     args: Args,
     on: On<'c>,
     error: Option<sqlx::Error>,
-    /// Whether its transaction is committed with it, and whether that may be.
+    /// Whether its transaction is committed with it.
     last: bool,
-    ends: bool,
 }
 
 impl<'c> Statement<'c> {
@@ -467,7 +459,7 @@ impl<'c> Statement<'c> {
     /// Commits with it what was done in its transaction, unless more follows by others' hands: it saves a round trip on
     /// Postgres and a change of threads on SQLite. What its caller sends after it begins anew.
     pub fn last(mut self) -> Self {
-        self.last = self.ends;
+        self.last = matches!(self.on, On::Tx(_, true));
         self
     }
 
@@ -478,7 +470,7 @@ impl<'c> Statement<'c> {
             (None, On::Pool(..)) => {
                 Box::pin(ready(Err(sqlx::Error::Protocol("only a transaction may write".to_owned()))))
             }
-            (None, On::Tx(on)) => on.execute(safe(self.text), self.args, self.last),
+            (None, On::Tx(on, _)) => on.execute(safe(self.text), self.args, self.last),
         }
     }
 
@@ -504,7 +496,7 @@ impl<'c> Statement<'c> {
         match (self.error, self.on) {
             (Some(error), _) => Box::pin(ready(Err(error))),
             (None, On::Pool(on, reach)) => on.fetch(reach, safe(self.text), self.args),
-            (None, On::Tx(on)) => on.fetch(safe(self.text), self.args, self.last),
+            (None, On::Tx(on, _)) => on.fetch(safe(self.text), self.args, self.last),
         }
     }
 }
@@ -626,6 +618,8 @@ struct Held<DB: Database> {
     dirty: bool,
     /// A transaction is open, or may be.
     begun: bool,
+    /// Whom its transactions are about, where the database is told.
+    reach: Option<Reach>,
 }
 
 impl<DB: Database> Drop for Held<DB> {
@@ -643,7 +637,7 @@ where
     DB::Arguments: IntoArguments<DB>,
 {
     async fn of(pool: &Pool<DB>, deadline: Duration) -> Result<Self> {
-        Ok(Self { connection: pool.acquire().await?, deadline, dirty: false, begun: false })
+        Ok(Self { connection: pool.acquire().await?, deadline, dirty: false, begun: false, reach: None })
     }
 
     /// Waits for a statement at most until the deadline; the server may be gone without a word.
@@ -660,9 +654,11 @@ where
         (self.dirty, self.begun) = (true, true);
         let (before, after) = (DB::SEVERAL && begin, DB::SEVERAL && commit);
         // Where they are sent one by one, one alone is a transaction.
-        let alone = begin && commit;
-        if !DB::SEVERAL && begin && !alone {
-            self.send(DB::BEGIN).await?;
+        let alone = !DB::SEVERAL && begin && commit && self.reach.is_none();
+        match &self.reach {
+            Some(reach) if begin => Self::begin_within(&mut self.connection, self.deadline, reach).await?,
+            None if begin && !before && !alone => self.send(DB::BEGIN).await?,
+            _ => {}
         }
         let text = match (before, after) {
             (false, false) => text,
@@ -680,10 +676,10 @@ where
             ready(Ok(()))
         });
         Self::within(self.deadline, all).await?;
-        if !DB::SEVERAL && commit && !alone {
-            self.send("COMMIT").await?;
-        }
         if commit {
+            if !after && !alone {
+                self.send("COMMIT").await?;
+            }
             (self.dirty, self.begun) = (false, false);
         }
         // SQLite tells for what begins and ends a transaction how many rows changed before.
@@ -703,10 +699,10 @@ where
     }
 
     /// Begins a transaction in which the policies let these tenants' rows be seen, in one round trip.
-    async fn begin_within(&mut self, reach: &Reach) -> Result<()> {
+    async fn begin_within(connection: &mut DB::Connection, deadline: Duration, reach: &Reach) -> Result<()> {
         // Numbers and commas, or a star: nothing that would have to be bound.
         let text = format!("{}; SELECT set_config('atlus.tenants', '{}', true)", DB::BEGIN, reach.setting());
-        Self::within(self.deadline, self.connection.execute(AssertSqlSafe(text))).await.map(|_| ())
+        Self::within(deadline, connection.execute(AssertSqlSafe(text))).await.map(|_| ())
     }
 }
 
@@ -749,7 +745,7 @@ where
                 let result = held.rows(text, args).await;
                 return settle(&mut held, result);
             }
-            held.begin_within(&reach).await?;
+            Held::<DB>::begin_within(&mut held.connection, self.deadline, &reach).await?;
             let result = held.rows(text, args).await;
             match &result {
                 // Else the connection is gone, and closed.
@@ -765,10 +761,7 @@ where
     fn begin(&self, reach: Reach) -> BoxFuture<'_, Tx> {
         Box::pin(async move {
             let mut held = Held::of(&self.writers, self.deadline).await?;
-            if self.row_security {
-                (held.dirty, held.begun) = (true, true);
-                held.begin_within(&reach).await?;
-            }
+            held.reach = self.row_security.then_some(reach);
             Ok(Tx { driver: Box::new(held), ends: false, clock: None })
         })
     }

@@ -124,6 +124,23 @@ async fn one_batch_may_hold_writes_of_many_tenants() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_follows_a_commit_is_told_whom_it_is_about_again() {
+    let server = secured().await;
+    let [(_, client), _] = tenants(&server).await;
+    let session = client.session(json!({})).await;
+    server.run_sql("UPDATE sessions SET running_turn = 1, last_turn = 1").await;
+    server.run_sql(
+        "INSERT INTO turns (session_id, tenant_id, turn, status, message, message_tokens, metadata, request_id, created_at, \
+             lease_expires_at) SELECT session_id, tenant_id, 1, 'running', 'm', 1, '{}', 'r', 0, 9000000000000000 FROM sessions",
+    )
+    .await;
+    // Alone, the admission is a transaction; why it was not made is looked up in another.
+    let refusal =
+        client.post("/chat", json!({"session_id": session, "message": "hi", "on_busy": "reject"})).await;
+    refusal.refused(409, "SESSION_BUSY");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_statement_that_forgets_its_tenant_sees_and_changes_nothing_of_another() {
     let server = secured().await;
     let [(acme, one), (globex, other)] = tenants(&server).await;
