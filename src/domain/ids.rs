@@ -5,7 +5,7 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// 64 bits from the system's random source.
+/// 64 bits that nobody can guess, from a generator that the system seeds.
 pub fn random_bits() -> i64 {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     // A version 4 UUID fixes six bits; folding the halves hides them.

@@ -151,7 +151,7 @@ impl Secret {
     pub const PREFIX: &str = "atlus_";
     const RANDOM_DIGITS: usize = 48;
 
-    /// From the system's random source.
+    /// From a generator that the system seeds and that is fit for secrets.
     pub fn random() -> Self {
         // 96 bits of each, and none of those that a version 4 UUID fixes.
         let part = || {
