@@ -183,9 +183,11 @@ on_both! {
         }
         // Most of these words stand in every turn but the first, and tell nothing.
         let question = "One more word about the garden: what is the gardener called?";
-        let shown = server.get_with(&format!("/sessions/{session}/context"), "message", question).await;
-        assert_eq!(shown.data()["messages"][1]["content"], "The gardener is called Zebulon");
-        assert_eq!(shown.data()["included"]["recalled_turns"], 2);
+        for _ in 0..2 {
+            let shown = server.get_with(&format!("/sessions/{session}/context"), "message", question).await;
+            assert_eq!(shown.data()["messages"][1]["content"], "The gardener is called Zebulon");
+            assert_eq!(shown.data()["included"]["recalled_turns"], 2);
+        }
         let shown = server.get_with(&format!("/sessions/{session}/context"), "message", "Another word about the garden").await;
         assert_eq!(shown.data()["included"]["recalled_turns"], 0);
     }
