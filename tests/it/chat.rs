@@ -8,14 +8,17 @@ use atlus::{
         ids::{RequestId, SessionId},
         json::Metadata,
     },
-    store::{Admission, Destination, Ended, Kind, Store, TurnKey},
+    store::{
+        Admission, Destination, Ended, Kind, Store, TurnKey,
+        db::{Reach, Tx},
+    },
 };
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Semaphore};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Semaphore, task::JoinHandle};
 
 use crate::{
-    harness::{Database, Server, completion, on_both, scripted},
+    harness::{Answer, Database, Server, completion, on_both, scripted},
     models::{Script, Upstream},
 };
 
@@ -42,6 +45,21 @@ pub async fn abandoned_turn(store: &Store, session: &str, lease: Duration) -> Tu
     };
     let admitted = store.admit_turn(&Caller::ANYONE, admission).await.unwrap().unwrap();
     TurnKey { tenant: Caller::ANYONE.tenant, session: id, turn: admitted.turn, lease_token }
+}
+
+/// Chats to new sessions, and the transaction that holds the rows of these.
+async fn chats_behind_held_rows<const N: usize>(server: &Server) -> (Tx, [JoinHandle<(Answer, String)>; N]) {
+    let mut sessions = Vec::new();
+    for _ in 0..N {
+        sessions.push(server.session(json!({})).await);
+    }
+    let mut held = server.app.store.database().begin(Reach::Everybody).await.unwrap();
+    held.sql("UPDATE sessions SET title = 'held'").run().await.unwrap();
+    let chats = sessions.into_iter().map(|session| {
+        let client = server.client.clone();
+        tokio::spawn(async move { (client.chat(&session, "hi").await, session) })
+    });
+    (held, chats.collect::<Vec<_>>().try_into().unwrap())
 }
 
 on_both! {
@@ -344,7 +362,7 @@ on_both! {
         upstream.asked_times(1).await;
         let lease = async || {
             let (lease,): (i64,) =
-                server.app.store.database().read(atlus::store::db::Reach::Everybody, "SELECT lease_expires_at FROM turns").one().await.unwrap();
+                server.app.store.database().read(Reach::Everybody, "SELECT lease_expires_at FROM turns").one().await.unwrap();
             lease
         };
         let first = lease().await;
@@ -360,15 +378,9 @@ on_both! {
             (config.chat.max_entering, config.chat.max_entry_wait) = (1, Duration::from_millis(100));
         })
         .await;
-        let sessions = [server.session(json!({})).await, server.session(json!({})).await];
-        let mut held = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
-        held.sql("UPDATE sessions SET title = 'held'").run().await.unwrap();
-        let chats = sessions.map(|session| {
-            let client = server.client.clone();
-            tokio::spawn(async move { (client.chat(&session, "hi").await, session) })
-        });
+        let (held, chats) = chats_behind_held_rows(&server).await;
         // Whichever came first is let in, and waits for the row.
-        let (first_answer, _, others) = futures_util::future::select_all(chats).await;
+        let (first_answer, _, others) = futures_util::future::select_all::<[_; 2]>(chats).await;
         let (refusal, session) = first_answer.unwrap();
         refusal.refused(503, "OVERLOADED");
         assert_eq!(refusal.headers["retry-after"], "1");
@@ -385,15 +397,9 @@ on_both! {
             config.chat.max_entry_wait = Duration::from_secs(600);
         })
         .await;
-        let sessions = [server.session(json!({})).await, server.session(json!({})).await, server.session(json!({})).await];
-        let mut held = server.app.store.database().begin(atlus::store::db::Reach::Everybody).await.unwrap();
-        held.sql("UPDATE sessions SET title = 'held'").run().await.unwrap();
-        let chats = sessions.map(|session| {
-            let client = server.client.clone();
-            tokio::spawn(async move { (client.chat(&session, "hi").await, session) })
-        });
+        let (held, chats) = chats_behind_held_rows(&server).await;
         // One is let in and waits for the row, one waits to be let in, and there is no room for the third.
-        let (refused, _, others) = futures_util::future::select_all(chats).await;
+        let (refused, _, others) = futures_util::future::select_all::<[_; 3]>(chats).await;
         let (refusal, session) = refused.unwrap();
         refusal.refused(503, "OVERLOADED");
         assert_eq!(refusal.headers["retry-after"], "1");
