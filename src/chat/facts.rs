@@ -11,6 +11,7 @@ use crate::{
     domain::{
         memory::{Fact, Learnt, ProfileChange},
         prompt::{Message, Role},
+        sentences::own_sentences,
         session::UserId,
         statements::{Statement, statements},
         wishes::{Wish, wishes},
@@ -34,16 +35,16 @@ const MAX: usize = 16;
 
 /// What rules learn from a message.
 pub fn by_rules(extract: Extract, user: &UserId, message: &str) -> Learnt {
+    let own = if extract == Extract::Off { Vec::new() } else { own_sentences(message) };
     let facts = match extract {
         Extract::Rules if *user != UserId::default() => {
             let fact = |statement: Statement| Fact::new(statement.key, statement.value.into()).ok();
-            statements(message).into_iter().filter_map(fact).collect()
+            statements(&own).into_iter().filter_map(fact).collect()
         }
         _ => Vec::new(),
     };
     let mut profile = ProfileChange::default();
-    let wished = if extract == Extract::Off { Vec::new() } else { wishes(message) };
-    for wish in wished {
+    for wish in wishes(&own) {
         match wish {
             Wish::Verbosity(level) => profile.verbosity = Some(level),
             Wish::Tone(tone) => profile.tone = Some(tone),

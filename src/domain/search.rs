@@ -5,7 +5,11 @@
 //! responses of a conversation, each of which also gets a share of its neighbours' scores: an answer often stands
 //! next to the words it is found by.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{
+    collections::{BTreeSet, HashSet},
+    ops::Range,
+    sync::LazyLock,
+};
 
 use rust_stemmers::{Algorithm, Stemmer};
 use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
@@ -33,7 +37,8 @@ const LENGTH: f64 = 0.4;
 const NEIGHBOURS: [f64; 3] = [0.5, 0.25, 0.12];
 
 /// Words that say nothing about what a text is about, with their contractions as [`Words`] reads them.
-const STOP_WORDS: &str = " a about above after again all also am an and any are arent as at be because been before being \
+static STOP_WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
+    "a about above after again all also am an and any are arent as at be because been before being \
     below between both but by can cant cannot could couldnt did didnt do does doesnt doing dont down during each few for \
     from further had hadnt has hasnt have havent having he hed hell her here heres hers herself him himself his how hows \
     i id if ill im in into is isnt it its itself ive just let lets me more most mustnt my myself no nor not of off oh ok \
@@ -41,7 +46,10 @@ const STOP_WORDS: &str = " a about above after again all also am an and any are 
     so some such tell than that thats the their theirs them themselves then there theres these they theyd theyll theyre \
     theyve this those through to too under until up very was wasnt we wed well were werent weve what whats when whens \
     where wheres which while who whom whos why whys will with wont would wouldnt yeah yes you youd youll your youre yours \
-    yourself yourselves youve ";
+    yourself yourselves youve"
+        .split(' ')
+        .collect()
+});
 
 /// A word of a text, in the form it is compared in.
 struct Word {
@@ -148,10 +156,6 @@ fn stem(stemmer: &Stemmer, word: &Word) -> String {
     }
 }
 
-fn is_stop_word(word: &str) -> bool {
-    word.is_ascii() && word.len() <= 10 && STOP_WORDS.contains(&format!(" {word} "))
-}
-
 /// What a turn is found by, and what is looked for: a digest of a stem, so that no index keeps words of what was erased.
 /// Its ten characters of five bits each make two of a million stems meet once in two thousand times; ranking tells them
 /// apart.
@@ -170,7 +174,7 @@ pub fn terms(texts: [&str; 2]) -> BTreeSet<String> {
             text,
             |_| true,
             |word| {
-                if terms.len() < MAX_TERMS && !word.text.is_empty() && !is_stop_word(&word.text) {
+                if terms.len() < MAX_TERMS && !word.text.is_empty() && !STOP_WORDS.contains(&*word.text) {
                     terms.insert(stem(&stemmer, &word));
                 }
             },
@@ -253,7 +257,7 @@ impl Question {
                 && !paired(found.get(i + 1));
             let counts = alone || (word.kind != Kind::Character && !word.text.is_empty());
             let known = self.terms.contains(&stemmed);
-            if counts && !known && !is_stop_word(&word.text) && self.terms.len() < MAX_ASKED {
+            if counts && !known && !STOP_WORDS.contains(&*word.text) && self.terms.len() < MAX_ASKED {
                 self.terms.push(stemmed);
             }
         }

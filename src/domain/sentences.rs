@@ -149,7 +149,7 @@ const TAKEN_BACK: &[&str] = &[
 const MAX_CHARS: usize = 2000;
 
 /// The sentences of a text that are its speaker's own words.
-pub(super) fn own_sentences(text: &str) -> Vec<Sentence> {
+pub fn own_sentences(text: &str) -> Vec<Sentence> {
     let mut own = Vec::new();
     let (mut reported, mut end) = (false, End::Stop);
     for sentence in sentences(text).into_iter().filter(|sentence| sentence.words.len() <= MAX_CHARS) {

@@ -4,7 +4,7 @@
 //! if it begins as one of [`BEGINNINGS`] does; what is quoted, asked, reported, denied, supposed or long over
 //! says nothing.
 
-use super::sentences::{Sentence, Word, is_frame, join, own_sentences, plain, without_leads};
+use super::sentences::{Sentence, Word, is_frame, join, plain, without_leads};
 
 /// Something that a text says of its speaker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,9 +24,9 @@ const MAX_CHARS: (usize, usize) = (200, 100);
 /// Words that a name, a value, and what has a value may be long.
 const MAX_WORDS: (usize, usize, usize) = (4, 12, 4);
 
-/// The statements of a text, in order; at most [`MAX`].
-pub fn statements(text: &str) -> Vec<Statement> {
-    own_sentences(text).iter().flat_map(stated).take(MAX).collect()
+/// The statements of sentences that are their speaker's own, in order; at most [`MAX`].
+pub fn statements(own: &[Sentence]) -> Vec<Statement> {
+    own.iter().flat_map(stated).take(MAX).collect()
 }
 
 /// The key of what is called so, in any spelling of English: "favourite colour" is `favorite_color`.
@@ -463,7 +463,10 @@ fn thing(phrase: Phrase) -> Option<Statement> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::wishes::{Wish, wishes};
+    use crate::domain::{
+        sentences::own_sentences,
+        wishes::{Wish, wishes},
+    };
 
     /// Sentences, and what they say as "key=value".
     const SAID: &[(&str, &[&str])] = &[
@@ -699,9 +702,10 @@ mod tests {
             Wish::Tone(tone) => format!("tone={tone}"),
             Wish::Depth(depth) => format!("depth={depth}"),
         };
+        let own = own_sentences(text);
         let statements =
-            statements(text).into_iter().map(|Statement { key, value }| format!("{key}={value}"));
-        statements.chain(wishes(text).into_iter().map(wish)).collect()
+            statements(&own).into_iter().map(|Statement { key, value }| format!("{key}={value}"));
+        statements.chain(wishes(&own).into_iter().map(wish)).collect()
     }
 
     #[test]
@@ -714,11 +718,11 @@ mod tests {
     #[test]
     fn only_so_much_is_read_of_one_text() {
         let facts: Vec<_> = (0..3000).map(|i| format!("My k{i} is bb. ")).collect();
-        let found = statements(&facts.concat());
+        let found = statements(&own_sentences(&facts.concat()));
         assert_eq!((found.len(), &*found[15].key), (MAX, "k15"));
-        assert_eq!(wishes(&"be brief. ".repeat(100)).len(), MAX);
+        assert_eq!(wishes(&own_sentences(&"be brief. ".repeat(100))).len(), MAX);
         for long in [format!("my name is {}", "x".repeat(300)), format!("I like {}", "very ".repeat(20))] {
-            assert_eq!(statements(&long), []);
+            assert_eq!(statements(&own_sentences(&long)), []);
         }
     }
 

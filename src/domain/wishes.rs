@@ -4,7 +4,7 @@
 //! none.
 
 use super::{
-    sentences::{Sentence, after, is_frame, own_sentences, without_courtesy},
+    sentences::{Sentence, after, is_frame, without_courtesy},
     statements::MAX,
 };
 
@@ -19,9 +19,9 @@ pub enum Wish {
     Depth(&'static str),
 }
 
-/// The wishes of a text, in order; at most [`MAX`].
-pub fn wishes(text: &str) -> Vec<Wish> {
-    own_sentences(text).iter().flat_map(wished).take(MAX).collect()
+/// The wishes of sentences that are their speaker's own, in order; at most [`MAX`].
+pub fn wishes(own: &[Sentence]) -> Vec<Wish> {
+    own.iter().flat_map(wished).take(MAX).collect()
 }
 
 /// What may stand after a wish.

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use super::{Ask, Error, Listener, Model, Reply};
 use crate::domain::{
     prompt::{Message, Role},
-    sentences::{Sentence, plain, sentences, without_leads},
+    sentences::{Sentence, own_sentences, plain, sentences, without_leads},
     statements::{DISLIKES, LIKES, Statement, key, read_line, statements},
 };
 
@@ -84,7 +84,7 @@ fn respond(messages: &[Message]) -> String {
         }
     }
     let known = Known { messages, statements: OnceCell::new() };
-    let notes: Vec<_> = statements(text).iter().map(note).collect();
+    let notes: Vec<_> = statements(&own_sentences(text)).iter().map(note).collect();
     let answer =
         |sentence: &Sentence| match topic(&sentence.words) {
             Some(Topic::JustSaid) => Some(match said.last() {
@@ -177,7 +177,7 @@ impl Known<'_> {
             for message in self.messages {
                 let stated = match message.role {
                     Role::System => read_section(&message.content),
-                    Role::User => statements(&message.content),
+                    Role::User => statements(&own_sentences(&message.content)),
                     Role::Assistant => Vec::new(),
                 };
                 for statement in stated {
