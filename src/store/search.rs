@@ -130,39 +130,49 @@ pub(super) fn index<'c>(tx: &'c mut Tx, entries: &[Placed<'_>]) -> Option<Statem
         return None;
     }
     let kind = tx.kind();
-    let terms: Vec<_> = entries.iter().map(Placed::terms).collect();
-    let turn = || {
-        [
-            ("session", Column::integers(entries, |placed| placed.session)),
-            ("tenant", Column::integers(entries, |placed| placed.tenant)),
-            ("number", Column::integers(entries, |placed| placed.entry.turn)),
-        ]
-    };
-    let [session, tenant, number] = turn();
-    let created_at = ("created_at", Column::integers(entries, |placed| placed.entry.created_at));
-    let terms = ("terms", Column::texts(&terms, String::as_str));
-    let index = tx
-        .sql(
-            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
-             SELECT session, tenant, number, created_at, ",
-        )
-        .push_each("terms", "array_to_tsvector(string_to_array(terms, ' '))")
-        .push(" FROM ")
-        .push_rows([session, tenant, number, created_at, terms]);
+    let index = push_entries(tx.sql(""), entries);
     if kind == Kind::Postgres {
         return Some(index);
     }
-    let [session, tenant, _] = turn();
+    let [session, tenant, _] = turns_of(entries);
     let index = index
         .push("; INSERT INTO search_blocks (session_id, tenant_id) SELECT session, tenant FROM ")
         .push_rows([session, tenant])
         .push(" WHERE true ON CONFLICT DO NOTHING");
     let index = index
         .push("; INSERT INTO search_terms (rowid, terms) SELECT place, terms FROM ")
-        .push_rows(turn())
+        .push_rows(turns_of(entries))
         .push(" CROSS JOIN search_places ON session_id = session AND tenant_id = tenant AND turn = number")
         .push(IN_ITS_ORDER);
     Some(index)
+}
+
+/// Appends what inserts entries; Postgres keeps its index of their terms itself.
+pub(super) fn push_entries<'c>(statement: Statement<'c>, entries: &[Placed<'_>]) -> Statement<'c> {
+    let terms: Vec<_> = entries.iter().map(Placed::terms).collect();
+    let [session, tenant, number] = turns_of(entries);
+    statement
+        .push(
+            "INSERT INTO search_entries (session_id, tenant_id, turn, created_at, terms) \
+             SELECT session, tenant, number, made_at, ",
+        )
+        .push_each("terms", "array_to_tsvector(string_to_array(terms, ' '))")
+        .push(" FROM ")
+        .push_rows([
+            session,
+            tenant,
+            number,
+            ("made_at", Column::integers(entries, |placed| placed.entry.created_at)),
+            ("terms", Column::texts(&terms, String::as_str)),
+        ])
+}
+
+fn turns_of<'a>(entries: &[Placed<'_>]) -> [(&'static str, Column<'a>); 3] {
+    [
+        ("session", Column::integers(entries, |placed| placed.session)),
+        ("tenant", Column::integers(entries, |placed| placed.tenant)),
+        ("number", Column::integers(entries, |placed| placed.entry.turn)),
+    ]
 }
 
 /// SQLite's index writes out what it holds in memory whenever a lower row follows.

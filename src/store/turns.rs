@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Account, Result, Store,
+    Account, Kind, Result, Store,
     db::{Column, Reach, Statement, Tx},
     idempotency::Claim,
     memory,
@@ -615,10 +615,12 @@ impl Write for End {
     async fn apply_all(ends: &[&Self], tx: &mut Tx) -> Result<Vec<Ended>> {
         let stored = Self::store(ends, tx).await?;
         let is_stored = |end: &&&Self| stored.contains(&(end.key.session, end.key.tenant));
-        let indexed: Vec<_> = ends.iter().filter(is_stored).filter_map(|end| end.entry()).collect();
-        let settled = ends.iter().any(|end| end.is_settled());
-        if let Some(index) = search::index(tx, &indexed) {
-            if settled { index } else { index.last() }.run().await?;
+        if tx.kind() == Kind::Sqlite {
+            let entries: Vec<_> = ends.iter().filter(is_stored).filter_map(|end| end.entry()).collect();
+            let settled = ends.iter().any(|end| end.is_settled());
+            if let Some(index) = search::index(tx, &entries) {
+                if settled { index } else { index.last() }.run().await?;
+            }
         }
         let mut answers = Vec::with_capacity(ends.len());
         for end in ends {
@@ -649,14 +651,17 @@ impl End {
         }
     }
 
-    /// Frees sessions from their running turns and writes how these ended; of which sessions.
+    /// Frees sessions from their running turns and writes how these ended; of which sessions. On Postgres also what they
+    /// are found by: there, parts of a statement see what others have changed.
     async fn store(ends: &[&Self], tx: &mut Tx) -> Result<HashSet<(SessionId, TenantId)>> {
         let status = |end: &&Self| match end.ending {
             Ending::Completed(_) => TurnStatus::Completed,
             Ending::Failed { .. } => TurnStatus::Failed,
         };
         let usage = |end: &&Self| end.completion().and_then(|done| done.usage);
-        let stored = tx
+        let entries: Vec<_> = ends.iter().filter_map(|end| end.entry()).collect();
+        let kind = tx.kind();
+        let ended = tx
             .sql_each("", "WITH freed AS (")
             .push("UPDATE sessions SET running_turn = NULL, completed_turns = completed_turns + completed FROM ")
             .push_rows([
@@ -699,10 +704,19 @@ impl End {
                 "session_id = id AND tenant_id = tenant AND turn = number AND lease_token = token \
                      AND status = 'running' RETURNING session_id, tenant_id",
             )
-            .push_each("", ") SELECT session_id, tenant_id FROM ended");
-        let is_all = |end: &&Self| end.entry().is_none() && !end.is_settled();
-        let stored = if ends.iter().all(is_all) { stored.last() } else { stored };
-        Ok(stored.all().await?.into_iter().collect())
+            .push_each("", ")");
+        let settled = ends.iter().any(|end| end.is_settled());
+        let (ended, more) = match kind {
+            _ if entries.is_empty() => (ended, settled),
+            Kind::Sqlite => (ended, true),
+            Kind::Postgres => {
+                let entered = search::push_entries(ended.push(", entered AS ("), &entries);
+                (entered.push(" JOIN ended ON session_id = session AND tenant_id = tenant)"), settled)
+            }
+        };
+        let ended = ended.push_each("", " SELECT session_id, tenant_id FROM ended");
+        let ended = if more { ended } else { ended.last() };
+        Ok(ended.all().await?.into_iter().collect())
     }
 
     /// What the turn is found by, where it was completed.
