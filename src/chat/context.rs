@@ -267,6 +267,7 @@ mod tests {
             facts: vec![Fact { key: "name".into(), value: json!("John") }],
             turns: (1..=turns).map(|i| past(i, format!("message {i}"), format!("response {i}"))).collect(),
             all_turns: turns,
+            next_turn: None,
         }
     }
 
@@ -379,6 +380,7 @@ mod tests {
                 takings: 0,
                 facts: facts.into_iter().map(|(key, value)| Fact { key, value: value.into() }).collect(),
                 all_turns: gone + count(turns.len()),
+                next_turn: None,
                 turns: (gone + 1..)
                     .zip(turns)
                     .map(|(i, (message, response))| past(i, message, response))

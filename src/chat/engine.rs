@@ -56,6 +56,8 @@ const ADMISSIONS: u32 = 3;
 const KEEP: Duration = Duration::from_secs(1);
 /// Messages that may be worked on at once, those that wait included.
 const MAX_CHATS: usize = 10_000;
+/// How many messages may be admitted at once for each to read its context meanwhile.
+const FEW: usize = 2;
 
 /// How conversations are held.
 #[derive(Clone, Debug)]
@@ -192,6 +194,8 @@ struct Begun {
     place: Option<Place>,
     /// Held until its context is read.
     entry: OwnedSemaphorePermit,
+    /// What was known in the session while it was admitted, if nothing was said there in between.
+    known: Option<Material>,
 }
 
 impl Engine {
@@ -419,7 +423,7 @@ impl Parts {
             Err(refusal) => Err(self.session_first(caller, &chat, refusal).await),
         };
         let outcome = match begun {
-            Ok(Begun { key, admitted, place, entry }) => {
+            Ok(Begun { key, admitted, place, entry, known }) => {
                 if chat.session.is_none() {
                     name_session(key.session);
                 }
@@ -431,7 +435,8 @@ impl Parts {
                 }
                 let received = chat.received;
                 // Boxed, since those that wait to be admitted need no room for it.
-                let outcome = Box::pin(self.run(chat, key, admitted, entry, remember, &entered)).await;
+                let outcome =
+                    Box::pin(self.run(chat, key, admitted, (entry, known), remember, &entered)).await;
                 drop(place);
                 count_turn(&outcome, received);
                 entered.ended(outcome.clone());
@@ -458,7 +463,7 @@ impl Parts {
         chat: Chat,
         key: TurnKey,
         admitted: Admitted,
-        entry: OwnedSemaphorePermit,
+        entry: (OwnedSemaphorePermit, Option<Material>),
         remember: Option<Remember>,
         entered: &Entered,
     ) -> Result<Answered, Error> {
@@ -591,20 +596,21 @@ impl Parts {
         let mut failures = 0;
         loop {
             admission.now = self.clock.now();
-            match self.store.admit_turn(caller, admission.clone()).await {
-                Ok(Ok(admitted)) => {
+            match tokio::join!(self.store.admit_turn(caller, admission.clone()), self.known(caller, chat)) {
+                (Ok(Ok(admitted)), known) => {
                     if let Some(interrupted) = admitted.interrupted {
                         self.live.cancel((caller.tenant, session, interrupted));
                     }
                     let key = TurnKey { tenant: caller.tenant, session, turn: admitted.turn, lease_token };
-                    return Ok(Begun { key, admitted, place, entry });
+                    let known = known.filter(|known| known.next_turn == Some(admitted.turn));
+                    return Ok(Begun { key, admitted, place, entry, known });
                 }
-                Ok(Err(NotAdmitted::Invalid)) => return Err(Error::InvalidSession),
-                Ok(Err(NotAdmitted::OverBudget)) => {
+                (Ok(Err(NotAdmitted::Invalid)), _) => return Err(Error::InvalidSession),
+                (Ok(Err(NotAdmitted::OverBudget)), _) => {
                     let budget = self.settings.tokens_per_user_day.unwrap_or_default();
                     return Err(Error::OverBudget { budget, resets_in: admission.now.left_of_day() });
                 }
-                Ok(Err(NotAdmitted::Busy { turn })) => {
+                (Ok(Err(NotAdmitted::Busy { turn })), _) => {
                     if self.clear_expired(caller.tenant, session).await? {
                         continue;
                     }
@@ -616,7 +622,7 @@ impl Parts {
                     entry = self.entry().await?;
                 }
                 // Whether it was admitted is unknown; with its token it would be found again.
-                Err(store::Error::Unavailable(_)) if failures < ADMISSIONS => {
+                (Err(store::Error::Unavailable(_)), _) if failures < ADMISSIONS => {
                     failures += 1;
                     sleep(WRITE_RETRY).await;
                     if self.store.latest_turn(caller, session).await?.is_some() {
@@ -624,9 +630,18 @@ impl Parts {
                         admission.session = Destination::Existing { id: session, user };
                     }
                 }
-                Err(error) => return Err(error.into()),
+                (Err(error), _) => return Err(error.into()),
             }
         }
+    }
+
+    /// What is known in a session before its next turn, read while that is admitted: nearly always the session is free.
+    /// Nothing where many are admitted, since those who read afterwards share statements, or where it cannot be read,
+    /// which is tried again.
+    async fn known(&self, caller: &Caller, chat: &Chat) -> Option<Material> {
+        let entering = self.settings.max_entering.saturating_sub(self.entrance.available_permits());
+        let session = chat.session.filter(|_| entering <= FEW)?;
+        self.store.next_context(caller, session, self.settings.context_tokens).await.ok().flatten()
     }
 
     /// Lets a message in to the database. Beyond what can be admitted in a bearable time, messages are refused while
@@ -688,13 +703,13 @@ impl Parts {
         &self,
         key: TurnKey,
         chat: Chat,
-        entry: OwnedSemaphorePermit,
+        (entry, known): (OwnedSemaphorePermit, Option<Material>),
         model: &dyn Model,
         listener: &Arc<Running>,
     ) -> Result<(Reply, Option<Due>), Error> {
         let deadline = tokio::time::Instant::now() + self.settings.model_timeout;
         let span = Span::begin("context");
-        let context = span.run(self.context(key, &chat.message)).await;
+        let context = span.run(self.context(key, &chat.message, known)).await;
         span.end(context.as_ref().err().map(Error::code));
         drop(entry);
         let (context, due) = context?;
@@ -703,11 +718,18 @@ impl Parts {
     }
 
     /// What the model is to be shown, and what is then due to be summarised.
-    async fn context(&self, key: TurnKey, message: &str) -> Result<(Context, Option<Due>), Error> {
+    async fn context(
+        &self,
+        key: TurnKey,
+        message: &str,
+        known: Option<Material>,
+    ) -> Result<(Context, Option<Due>), Error> {
         let budget = self.budget();
-        let material = self.store.context(key, budget.tokens).await?;
-        // It may have been cancelled before this server knew it to run.
-        let material = material.ok_or(Error::Interrupted)?;
+        let material = match known {
+            Some(material) => material,
+            // It may have been cancelled before this server knew it to run.
+            None => self.store.context(key, budget.tokens).await?.ok_or(Error::Interrupted)?,
+        };
         let session = (key.tenant, key.session);
         let context = self.assemble(session, &material, Some(message), budget).await;
         let due = Due::after(session, &material, context.first_turn);

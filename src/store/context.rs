@@ -41,6 +41,8 @@ pub struct Material {
     pub turns: Vec<PastTurn>,
     /// How many completed turns there are in all.
     pub all_turns: i64,
+    /// The number of the session's next turn, if none ran.
+    pub next_turn: Option<i64>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -53,6 +55,7 @@ struct Row {
     summary_through: Option<i64>,
     takings: i64,
     all_turns: i64,
+    next_turn: Option<i64>,
     facts: String,
     turns: String,
 }
@@ -64,6 +67,7 @@ macro_rules! context_sql {
         concat!(
             "SELECT rows.place, s.system_prompt, m.verbosity, m.tone, m.depth, m.working_memory, m.summary, ",
             "m.summary_through, m.takings, s.completed_turns - s.erased_turns AS all_turns, ",
+            "CASE WHEN s.running_turn IS NULL THEN s.last_turn + 1 END AS next_turn, ",
             "CAST(COALESCE((SELECT ", $list, "(", $array,
             "(t.turn, t.message, t.response, t.message_tokens + t.response_tokens) ORDER BY t.turn) ",
             "FROM turns t WHERE t.session_id = rows.session AND t.tenant_id = rows.tenant AND t.status = 'completed' ",
@@ -225,6 +229,7 @@ impl Row {
             facts,
             turns: serde_json::from_str(&self.turns).map_err(decode)?,
             all_turns: self.all_turns,
+            next_turn: self.next_turn,
         })
     }
 }
