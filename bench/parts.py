@@ -138,11 +138,15 @@ def growth_of_the_database(bench, kind):
             server = bench.server(stack, database)
             for what, n in whats:
                 cases[f"{what}, {n}, {10 * count}"] = bench.wrk(server.url, what, sessions, n, few, count)
+            # In the same database, where the other does nothing meanwhile.
+            limit = bench.helper(stack, "serve", database)
+            for n in (1, 64):
+                cases[f"limit, {n}, {10 * count}"] = bench.wrk(limit, "chat", sessions, n, few, count)
         rounds = bench.interleave(f"growth of the database, {kind}", cases)
-        for what, n in whats:
+        for what, n in [*whats, ("limit", 1), ("limit", 64)]:
             slower = ratio(rounds, f"{what}, {n}, {10 * few}", f"{what}, {n}, {10 * many}")
             name = f"{what}, {kind}, {n} connections, database of {10 * many:,} turns, times that of {10 * few:,}"
-            bench.report.figure(name, slower, "<=", 1.2)
+            bench.report.figure(name, slower, "<=", None if what == "limit" else 1.2)
 
 
 def middle(server, session, turns):
