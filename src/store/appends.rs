@@ -2,12 +2,13 @@
 
 use super::{
     NotAdmitted, Result, Store,
+    admissions::why_busy,
     db::Tx,
     idempotency::Claim,
     memory,
     search::{self, Entry, Placed},
-    turns::{insert_ended, why_busy},
-    writer::Write,
+    turns::insert_ended,
+    writer::WriteAlone,
 };
 use crate::domain::{
     caller::{Caller, TenantId},
@@ -56,7 +57,7 @@ struct Append {
     entries: Vec<Entry>,
 }
 
-impl Write for Append {
+impl WriteAlone for Append {
     type Answer = Result<Vec<Turn>, NotAdmitted>;
 
     fn place(&self) -> (TenantId, i64) {

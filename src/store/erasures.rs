@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::{
     Kind, Result, Store,
     db::{Reach, Tx},
+    endings::tell_cancelled,
     memory, search,
     sessions::{Cutoffs, SESSIONS},
-    turns::tell_cancelled,
-    writer::Write,
+    writer::WriteAlone,
 };
 use crate::domain::{
     caller::{Caller, TenantId},
@@ -228,7 +228,7 @@ struct Redact {
     now: Timestamp,
 }
 
-impl Write for Redact {
+impl WriteAlone for Redact {
     type Answer = Redacted;
 
     fn place(&self) -> (TenantId, i64) {
@@ -371,7 +371,7 @@ impl OnlyIf {
     }
 }
 
-impl Write for Delete {
+impl WriteAlone for Delete {
     type Answer = Deleted;
 
     fn place(&self) -> (TenantId, i64) {

@@ -125,7 +125,8 @@ impl Store {
         still_staged(&mut tx, (tenant, fork.id), staged).await?;
         unstage(&mut tx, (tenant, fork.id)).await?;
         let id = fork.id;
-        InsertSession { tenant, session: fork, last_turn: through, remember }.apply(&mut tx).await?;
+        let insert = InsertSession { tenant, session: fork, last_turn: through, remember };
+        InsertSession::apply(&[&insert], &mut tx).await?;
         copy_memory(&mut tx, tenant, (parent, id), through).await?;
         tx.commit().await?;
         Ok(Ok(true))

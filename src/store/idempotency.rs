@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{
     Error, Result, Store,
     db::{Reach, Tx},
-    writer::Write,
+    writer::WriteAlone,
 };
 use crate::domain::{
     caller::{Caller, TenantId},
@@ -181,7 +181,7 @@ struct ClaimKey {
 
 type Record = (Vec<u8>, Option<i64>, Option<String>, i64, Timestamp, Timestamp);
 
-impl Write for ClaimKey {
+impl WriteAlone for ClaimKey {
     type Answer = Claimed;
 
     fn place(&self) -> (TenantId, i64) {
@@ -271,7 +271,7 @@ struct RenewClaim {
     lease: Duration,
 }
 
-impl Write for RenewClaim {
+impl WriteAlone for RenewClaim {
     type Answer = ();
 
     fn place(&self) -> (TenantId, i64) {
@@ -286,7 +286,7 @@ impl Write for RenewClaim {
 
 struct Release(Claim);
 
-impl Write for Release {
+impl WriteAlone for Release {
     type Answer = ();
 
     fn place(&self) -> (TenantId, i64) {

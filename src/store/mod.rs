@@ -1,11 +1,13 @@
 //! All SQL. Everything else holds a [`Store`] and asks it in the words of [`crate::domain`].
 
+mod admissions;
 mod appends;
 mod archive;
 mod budgets;
 mod connect;
 mod context;
 pub mod db;
+mod endings;
 mod erasures;
 mod error;
 mod forks;
@@ -23,12 +25,14 @@ mod turns;
 mod users;
 mod writer;
 
+pub use admissions::{Admission, Admitted, Destination, NotAdmitted};
 pub use appends::{Appendix, RememberTurns};
 pub use archive::{Export, Import, Imported, NotExported, NotImported, What};
 pub use budgets::Account;
 pub use connect::{ConnectError, DatabaseSettings, DatabaseUrl, Kind, SchemaStatus};
 pub use context::{Material, PastTurn};
 pub use db::PoolUse;
+pub use endings::{Cancelled, Completion, Ended, Ending, Expired};
 pub use erasures::{Deleted, Erased, OnlyIf, Redacted};
 pub use error::{Error, Result};
 pub use forks::NotForked;
@@ -39,9 +43,7 @@ pub use rates::Share;
 use search::Common;
 pub use search::{Excerpt, Hit, OldTurn, Search};
 pub use sessions::{Cutoffs, NotUpdated, SessionFilter, SessionOrder, SessionPatch};
-pub use turns::{
-    Admission, Admitted, Cancelled, Completion, Destination, Ended, Ending, Expired, NotAdmitted, TurnKey,
-};
+pub use turns::TurnKey;
 
 use std::sync::Arc;
 
@@ -101,7 +103,7 @@ impl Store {
         let mut listener = PgListener::connect_with(&pool).await?;
         // What was missed while the connection was away is found when leases are renewed.
         listener.eager_reconnect(false);
-        listener.listen(turns::CANCELLED).await?;
+        listener.listen(endings::CANCELLED).await?;
         while let Some(news) = listener.try_recv().await? {
             let numbers: Vec<i64> = news.payload().split(' ').filter_map(|part| part.parse().ok()).collect();
             // Instances of before tenants had keys name none; what they tell is found when leases are renewed.

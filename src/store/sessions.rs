@@ -7,7 +7,7 @@ use super::{
     db::{Column, Db, POSTGRES_NOW, Reach, Statement, Tx},
     idempotency::Claim,
     reader::{Read, placed},
-    writer::{Write, apply_one},
+    writer::Write,
 };
 use crate::domain::{
     caller::{Caller, TenantId},
@@ -362,11 +362,7 @@ impl Write for InsertSession {
         (self.tenant, self.session.id.number())
     }
 
-    async fn apply(&self, tx: &mut Tx) -> Result<()> {
-        apply_one(self, tx).await
-    }
-
-    async fn apply_all(inserts: &[&Self], tx: &mut Tx) -> Result<Vec<()>> {
+    async fn apply(inserts: &[&Self], tx: &mut Tx) -> Result<Vec<()>> {
         let claimed = inserts.iter().any(|insert| insert.remember.is_some());
         let insert = Self::insert(inserts, tx);
         if claimed { insert } else { insert.last() }.run().await?;

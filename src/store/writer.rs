@@ -35,28 +35,39 @@ pub(super) trait Write: Send + Sync + 'static {
     /// Whose it is, and the number of the row it locks first: of its session, where it has one.
     fn place(&self) -> (TenantId, i64);
 
-    /// Sends its statements. May be called again after its transaction was undone.
-    fn apply<'a>(&'a self, tx: &'a mut Tx) -> impl Future<Output = Result<Self::Answer>> + Send + 'a;
-
-    /// Sends the statements of several writes, each with a place of its own; an answer to each, in their order.
-    fn apply_all<'a>(
+    /// Sends the statements of several writes, each with a place of its own; an answer to each, in their order. May be
+    /// called again after its transaction was undone.
+    fn apply<'a>(
         writes: &'a [&'a Self],
         tx: &'a mut Tx,
-    ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send + 'a {
-        async move {
-            let mut answers = Vec::with_capacity(writes.len());
-            for write in writes {
-                answers.push(write.apply(tx).await?);
-            }
-            Ok(answers)
-        }
-    }
+    ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send + 'a;
 }
 
-/// As a write's `apply`, where all is done by `apply_all`.
-pub(super) async fn apply_one<W: Write>(write: &W, tx: &mut Tx) -> Result<W::Answer> {
-    let answer = W::apply_all(&[write], tx).await?.pop();
-    answer.ok_or_else(|| Error::from(sqlx::Error::RowNotFound))
+/// A write of a kind that seldom comes in numbers: its statements are its own.
+pub(super) trait WriteAlone: Send + Sync + 'static {
+    type Answer: Send + 'static;
+
+    /// See [`Write::place`].
+    fn place(&self) -> (TenantId, i64);
+
+    /// Sends its statements. May be called again after its transaction was undone.
+    fn apply<'a>(&'a self, tx: &'a mut Tx) -> impl Future<Output = Result<Self::Answer>> + Send + 'a;
+}
+
+impl<W: WriteAlone> Write for W {
+    type Answer = W::Answer;
+
+    fn place(&self) -> (TenantId, i64) {
+        WriteAlone::place(self)
+    }
+
+    async fn apply(writes: &[&Self], tx: &mut Tx) -> Result<Vec<Self::Answer>> {
+        let mut answers = Vec::with_capacity(writes.len());
+        for write in writes {
+            answers.push(WriteAlone::apply(*write, tx).await?);
+        }
+        Ok(answers)
+    }
 }
 
 /// Takes writes and answers each once it is durable.
@@ -138,7 +149,7 @@ async fn apply_together<W: Write>(items: &mut [&mut dyn Item], tx: &mut Tx) -> R
     let mut items: Vec<&mut Pending<W>> =
         items.iter_mut().filter_map(|item| (&mut **item as &mut dyn Any).downcast_mut()).collect();
     let writes: Vec<&W> = items.iter().map(|item| &item.write).collect();
-    let answers = W::apply_all(&writes, tx).await?;
+    let answers = W::apply(&writes, tx).await?;
     for (item, answer) in items.iter_mut().zip(answers) {
         item.answer = Some(answer);
     }

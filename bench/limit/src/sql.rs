@@ -1,5 +1,6 @@
-//! What a chat says to the database, in batches: the statements of `src/store/turns.rs`, `context.rs` and `search.rs`
-//! for a message to a session that is there, free and its caller's, and an answer of which nothing is learnt.
+//! What a chat says to the database, in batches: the statements of `src/store/` (`admissions.rs`, `endings.rs`,
+//! `context.rs`, `search.rs`) for a message to a session that is there, free and its caller's, and an answer of which
+//! nothing is learnt.
 
 pub const TENANT: i64 = 1;
 pub const LEASE_MS: i64 = 15_000;
