@@ -596,8 +596,13 @@ impl Parts {
         let mut failures = 0;
         loop {
             admission.now = self.clock.now();
-            match tokio::join!(self.store.admit_turn(caller, admission.clone()), self.known(caller, chat)) {
-                (Ok(Ok(admitted)), known) => {
+            let mut known = None;
+            let admitted = tokio::select! {
+                admitted = self.store.admit_turn(caller, admission.clone()) => admitted,
+                never = async { known = self.known(caller, chat).await; pending().await } => match never {},
+            };
+            match admitted {
+                Ok(Ok(admitted)) => {
                     if let Some(interrupted) = admitted.interrupted {
                         self.live.cancel((caller.tenant, session, interrupted));
                     }
@@ -605,12 +610,12 @@ impl Parts {
                     let known = known.filter(|known| known.next_turn == Some(admitted.turn));
                     return Ok(Begun { key, admitted, place, entry, known });
                 }
-                (Ok(Err(NotAdmitted::Invalid)), _) => return Err(Error::InvalidSession),
-                (Ok(Err(NotAdmitted::OverBudget)), _) => {
+                Ok(Err(NotAdmitted::Invalid)) => return Err(Error::InvalidSession),
+                Ok(Err(NotAdmitted::OverBudget)) => {
                     let budget = self.settings.tokens_per_user_day.unwrap_or_default();
                     return Err(Error::OverBudget { budget, resets_in: admission.now.left_of_day() });
                 }
-                (Ok(Err(NotAdmitted::Busy { turn })), _) => {
+                Ok(Err(NotAdmitted::Busy { turn })) => {
                     if self.clear_expired(caller.tenant, session).await? {
                         continue;
                     }
@@ -622,7 +627,7 @@ impl Parts {
                     entry = self.entry().await?;
                 }
                 // Whether it was admitted is unknown; with its token it would be found again.
-                (Err(store::Error::Unavailable(_)), _) if failures < ADMISSIONS => {
+                Err(store::Error::Unavailable(_)) if failures < ADMISSIONS => {
                     failures += 1;
                     sleep(WRITE_RETRY).await;
                     if self.store.latest_turn(caller, session).await?.is_some() {
@@ -630,14 +635,14 @@ impl Parts {
                         admission.session = Destination::Existing { id: session, user };
                     }
                 }
-                (Err(error), _) => return Err(error.into()),
+                Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// What is known in a session before its next turn, read while that is admitted: nearly always the session is free.
-    /// Nothing where many are admitted, since those who read afterwards share statements, or where it cannot be read,
-    /// which is tried again.
+    /// What is known in a session before its next turn, read while that is admitted: nearly always the session is free, and
+    /// this is there before the commit. Nothing where many are admitted, since those who read afterwards share statements,
+    /// or where it cannot be read, which is tried again.
     async fn known(&self, caller: &Caller, chat: &Chat) -> Option<Material> {
         let entering = self.settings.max_entering.saturating_sub(self.entrance.available_permits());
         let session = chat.session.filter(|_| entering <= FEW)?;

@@ -174,11 +174,11 @@ impl Write for End {
     }
 
     async fn apply(ends: &[&Self], tx: &mut Tx) -> Result<Vec<Ended>> {
-        let stored = Self::store(ends, tx).await?;
+        let settled = ends.iter().any(|end| end.is_settled());
+        let stored = Self::store(ends, settled, tx).await?;
         let is_stored = |end: &&&Self| stored.contains(&(end.key.session, end.key.tenant));
         if tx.kind() == Kind::Sqlite {
             let entries: Vec<_> = ends.iter().filter(is_stored).filter_map(|end| end.entry()).collect();
-            let settled = ends.iter().any(|end| end.is_settled());
             if let Some(index) = search::index(tx, &entries) {
                 if settled { index } else { index.last() }.run().await?;
             }
@@ -213,8 +213,8 @@ impl End {
     }
 
     /// Frees sessions from their running turns and writes how these ended; of which sessions. On Postgres also what they
-    /// are found by: there, parts of a statement see what others have changed.
-    async fn store(ends: &[&Self], tx: &mut Tx) -> Result<HashSet<(SessionId, TenantId)>> {
+    /// are found by: there, parts of a statement see what others have changed. Where more is `settled`, it does not commit.
+    async fn store(ends: &[&Self], settled: bool, tx: &mut Tx) -> Result<HashSet<(SessionId, TenantId)>> {
         let status = |end: &&Self| match end.ending {
             Ending::Completed(_) => TurnStatus::Completed,
             Ending::Failed { .. } => TurnStatus::Failed,
@@ -266,7 +266,6 @@ impl End {
                      AND status = 'running' RETURNING session_id, tenant_id",
             )
             .push_each("", ")");
-        let settled = ends.iter().any(|end| end.is_settled());
         let (ended, more) = match kind {
             _ if entries.is_empty() => (ended, settled),
             Kind::Sqlite => (ended, true),

@@ -2,6 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use atlus::{
+    domain::{caller::Caller, ids::SessionId},
+    store::{Kind, db::Reach},
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -28,6 +32,23 @@ fn names(events: &[Heard]) -> Vec<&str> {
     let mut names: Vec<_> = events.iter().map(|event| event.name.as_str()).collect();
     names.dedup();
     names
+}
+
+/// On SQLite no read waits for a write.
+#[tokio::test]
+async fn a_message_is_admitted_while_its_context_cannot_be_read() {
+    let server = Server::on(Kind::Postgres).await;
+    let session = server.session(json!({})).await;
+    let (store, id) = (server.app.store.clone(), SessionId::parse(&session).unwrap());
+    let mut held = store.database().begin(Reach::Everybody).await.unwrap();
+    held.sql("LOCK TABLE session_memory").run().await.unwrap();
+    // Gives up before any read that begins later.
+    let read = tokio::spawn(async move { store.next_context(&Caller::ANYONE, id, 100).await });
+    tokio::select! {
+        start = async { server.stream(&session, "hi").await.next().await } => assert_eq!(start.unwrap().name, "start"),
+        read = read => panic!("the read came first: {read:?}"),
+    }
+    held.rollback().await.unwrap();
 }
 
 on_both! {
@@ -272,7 +293,7 @@ on_both! {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_turn_is_cancelled_from_another_server() {
-    let database = Database::on(atlus::store::Kind::Postgres).await;
+    let database = Database::on(Kind::Postgres).await;
     let upstream = Upstream::start(slowly(10_000, 10)).await;
     let server = Server::with_model(database.kind, &upstream.url, |_| {}).await;
     let other = Server::beside(server.database.clone(), |_| {}).await;
